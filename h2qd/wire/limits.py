@@ -1,0 +1,50 @@
+"""Every bound that the protocol puts on a peer, in one place. Units last in the names.
+
+A limit that clients need to know is told to them in the reply to `session.hello`.
+"""
+
+PROTOCOL_VERSION = 1
+
+ENVELOPE_BYTES_MAX = 1024
+"""The first frame of a message: version, id, operation, deadline."""
+
+CONTROL_BYTES_MAX = 64 * 1024
+"""The body of every command that carries no prompt."""
+
+PROMPT_BYTES_MAX = 4 * 1024 * 1024
+"""The body of a command that carries a prompt or messages."""
+
+FRAME_BYTES_MAX = PROMPT_BYTES_MAX
+"""What the socket accepts for one frame; larger ones cut the connection."""
+
+FRAMES_MAX = 2
+"""A message is an envelope and a body."""
+
+ID_MAX = 2**53 - 1
+"""Request ids, and every other integer, fit a double exactly, so that any language can hold them."""
+
+NAME_CHARS_MAX = 128
+PATH_CHARS_MAX = 4096
+DEADLINE_MS_MAX = 24 * 3600 * 1000
+
+REQUESTS_PER_CLIENT_MAX = 256
+"""Requests that one connection may have in flight (pipelining)."""
+
+CHUNK_WINDOW_DEFAULT = 64
+CHUNK_WINDOW_MAX = 4096
+"""Chunks that may be under way to a client without a `stream.credit` from it."""
+
+HEARTBEAT_MS = 1000
+"""How often a request in flight is told that it is alive (a `progress` message)."""
+
+TOKENS_MAX = 1_000_000
+STOPS_MAX = 16
+STOP_CHARS_MAX = 256
+MESSAGES_MAX = 2048
+LOGIT_BIAS_MAX = 1024
+GRAMMAR_CHARS_MAX = 64 * 1024
+NOTICES_KEPT = 512
+"""Notices that a late subscriber can still ask for."""
+
+WORKER_FRAME_BYTES_MAX = 8 * 1024 * 1024
+"""One message between the supervisor and a worker: a prompt plus its envelope fits."""

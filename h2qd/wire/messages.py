@@ -1,0 +1,529 @@
+"""The bodies of all commands, their replies, chunks and progress. One struct a shape; the catalogue pairs them.
+
+Units: sizes in bytes (`_bytes`), durations in milliseconds (`_ms`), wall-clock times in milliseconds
+since 1970 (`_at_ms`). Requests refuse unknown keys, replies may grow. No field is untyped.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from h2qd.wire import limits
+
+Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
+Path = Annotated[str, Meta(min_length=1, max_length=limits.PATH_CHARS_MAX)]
+Count = Annotated[int, Meta(ge=0, le=limits.ID_MAX)]
+Scalar = str | int | float | bool | None
+
+
+class Ask(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of every request body."""
+
+
+class Say(Struct, frozen=True):
+    """Base of everything the daemon says."""
+
+
+# --- any request ------------------------------------------------------------------------------------
+
+
+class Empty(Ask, frozen=True):
+    """A request without arguments."""
+
+
+class ErrorReply(Say, frozen=True):
+    """Why a request failed. `because` holds facts with numbers, `hint` the command that helps."""
+
+    code: str
+    message: str
+    hint: str = ""
+    because: list[str] = []
+    retryable: bool = False
+    retry_after_ms: int | None = None
+    request: str | None = None
+
+
+class Progress(Say, frozen=True):
+    """A request is alive. Sent when its phase changes and at least every `HEARTBEAT_MS` while it is in flight.
+
+    `phase`: queued, draining, unloading, loading, inspecting, prefill, decode. `fraction` is 0..1 where known.
+    """
+
+    phase: str
+    request: str = ""
+    model: str | None = None
+    fraction: float | None = None
+    position: int | None = None
+
+
+# --- session ----------------------------------------------------------------------------------------
+
+
+class Hello(Ask, frozen=True):
+    """Who the client is; optional, and answered with what the daemon speaks."""
+
+    client: Annotated[str, Meta(max_length=128)] = ""
+
+
+class HelloReply(Say, frozen=True):
+    """Version, capabilities and limits; `access` is what this user may do: read, use or admin."""
+
+    protocol: int
+    version: str
+    access: str
+    capabilities: list[str]
+    heartbeat_ms: int
+    control_bytes_max: int
+    prompt_bytes_max: int
+    requests_max: int
+
+
+class Version(Say, frozen=True):
+    """Versions of the daemon and of what it runs on."""
+
+    version: str
+    protocol: int
+    python: str
+    libraries: dict[str, str]
+
+
+# --- looking ----------------------------------------------------------------------------------------
+
+
+class ResidentRow(Say, frozen=True):
+    """A model that holds memory, or is on its way there or back. `size_bytes` is measured (PSS) once it is ready."""
+
+    name: str
+    state: str
+    size_bytes: int | None = None
+    planned_bytes: int | None = None
+    ctx: int | None = None
+    device: str = "cpu"
+    until_ms: int | None = None
+    age_ms: int = 0
+    active: bool = False
+    pid: int | None = None
+    running: int = 0
+    waiting: int = 0
+    reason: str = ""
+
+
+class RequestRow(Say, frozen=True):
+    """A request in flight."""
+
+    request: str
+    op: str
+    state: str
+    model: str | None = None
+    age_ms: int = 0
+    tokens: int = 0
+    uid: int | None = None
+    pid: int | None = None
+
+
+class Ps(Say, frozen=True):
+    """Who holds memory, and what runs."""
+
+    models: list[ResidentRow]
+    requests: list[RequestRow]
+
+
+class SwitchView(Say, frozen=True):
+    """The switch under way. `phase`: drain, unload, load or rollback."""
+
+    target: str
+    phase: str
+    unloading: list[str]
+    age_ms: int
+
+
+class MemoryView(Say, frozen=True):
+    """The device's memory as it binds this daemon."""
+
+    limit_bytes: int
+    available_bytes: int
+    held_bytes: int
+    supervisor_bytes: int
+
+
+class Status(Say, frozen=True):
+    """The daemon at a glance. `phase`: starting, serving or stopping."""
+
+    version: str
+    pid: int
+    phase: str
+    uptime_ms: int
+    policy: str
+    active: str | None
+    resident: list[str]
+    running: int
+    waiting: int
+    models: int
+    switch: SwitchView | None
+    memory: MemoryView
+
+
+class ModelFacts(Say, frozen=True):
+    """What a model file says of itself, read by a bounded reader; the input of the memory plan.
+
+    Per-layer lists have `layers` entries (or one, when all layers are alike). `kv_heads[i]` is 0 for a layer
+    without attention. `sliding_window` is the window in tokens of the layers marked in `sliding`, 0 for none.
+    """
+
+    format: str = "gguf"
+    architecture: str = ""
+    title: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    file_bytes: int = 0
+    tensor_bytes: int = 0
+    context_length: int = 0
+    layers: int = 0
+    embedding: int = 0
+    feed_forward: int = 0
+    vocabulary: int = 0
+    heads: list[int] = []
+    kv_heads: list[int] = []
+    key_length: int = 0
+    value_length: int = 0
+    sliding_window: int = 0
+    sliding: list[bool] = []
+    recurrent_bytes: int = 0
+    chat_template: bool = False
+
+
+class ModelRow(Say, frozen=True):
+    """A registered model. `type`: local. `source`: config, or import."""
+
+    name: str
+    type: str
+    state: str
+    path: str
+    size_bytes: int
+    architecture: str
+    quantization: str
+    parameters: int
+    context_length: int
+    available: bool = True
+    reason: str = ""
+
+
+class Models(Say, frozen=True):
+    """All registered models, by name."""
+
+    models: list[ModelRow]
+
+
+class OfModel(Ask, frozen=True):
+    """A request about one model."""
+
+    model: Name
+
+
+class Show(Say, frozen=True):
+    """All that is known of a model."""
+
+    model: ModelRow
+    facts: ModelFacts
+    sha256: str
+    ctx: int
+    imported_at_ms: int
+
+
+class StoryLine(Say, frozen=True):
+    """One transition of a model: when, from which state to which, and why."""
+
+    at_ms: int
+    was: str
+    now: str
+    why: str
+    detail: str = ""
+
+
+class Explain(Say, frozen=True):
+    """The story of a model's transitions, oldest first, and what it would take to go on."""
+
+    model: str
+    state: str
+    reason: str
+    story: list[StoryLine]
+    failures: int = 0
+    retry_after_ms: int | None = None
+
+
+class PlanAsk(Ask, frozen=True):
+    """Which memory a load would take."""
+
+    model: Name
+    ctx: Annotated[int, Meta(ge=64, le=10_000_000)] | None = None
+
+
+class PlanPart(Say, frozen=True):
+    """One part of a plan, e.g. weights, kv_cache, compute, overhead."""
+
+    part: str
+    size_bytes: int
+
+
+class Plan(Say, frozen=True):
+    """What a load would take, what there is, and what would be unloaded first."""
+
+    model: str
+    ctx: int
+    parts: list[PlanPart]
+    total_bytes: int
+    limit_bytes: int
+    fits: bool
+    unloads: list[str]
+    reason: str = ""
+
+
+class ConfigValue(Say, frozen=True):
+    """One configuration key as it is in force. `source`: default, FILE:LINE, an environment variable or an option."""
+
+    key: str
+    value: Scalar | list[str] | list[int]
+    source: str
+
+
+class Config(Say, frozen=True):
+    """The configuration in force."""
+
+    path: str
+    values: list[ConfigValue]
+
+
+class Check(Say, frozen=True):
+    """One finding of the doctor. `verdict`: ok, warn or fail."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    detail: str
+    fix: str = ""
+
+
+class Doctor(Say, frozen=True):
+    """The daemon's own findings."""
+
+    checks: list[Check]
+
+
+# --- models and residency ---------------------------------------------------------------------------
+
+
+class Import(Ask, frozen=True):
+    """Register a model file in place. `path` is absolute, as the daemon sees it."""
+
+    path: Path
+    name: Name | None = None
+
+
+class Imported(Say, frozen=True):
+    """What was registered. `changed` is false when the same file stood under this name already."""
+
+    model: str
+    changed: bool
+    path: str
+    sha256: str
+    facts: ModelFacts
+
+
+class Removed(Say, frozen=True):
+    """The model is no longer registered; its file was left alone."""
+
+    model: str
+    path: str
+
+
+class Load(Ask, frozen=True):
+    """Make a model resident. `reset` forgets its failures first; `force` cuts off running work on what must go."""
+
+    model: Name
+    ctx: Annotated[int, Meta(ge=64, le=10_000_000)] | None = None
+    reset: bool = False
+    force: bool = False
+
+
+class Unload(Ask, frozen=True):
+    """Take a model's memory back; without a name, the active one's. `force` cuts off running work."""
+
+    model: Name | None = None
+    force: bool = False
+
+
+class Released(Say, frozen=True):
+    """What an unload gave back: `freed_bytes` of `held_bytes` (PSS of the process tree), in `ms`."""
+
+    model: str
+    held_bytes: int
+    freed_bytes: int
+    ms: float
+
+
+class Residency(Say, frozen=True):
+    """The outcome of a load or switch. `changed` is false when the model was resident already."""
+
+    model: str
+    changed: bool
+    ctx: int
+    memory_bytes: int
+    load_ms: float
+    total_ms: float
+    unloaded: list[Released] = []
+    was_active: str | None = None
+
+
+class Unloaded(Say, frozen=True):
+    """The outcome of an unload. `changed` is false when the model held no memory."""
+
+    model: str
+    changed: bool
+    released: Released | None = None
+
+
+# --- inference --------------------------------------------------------------------------------------
+
+Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Prompt = Annotated[str, Meta(max_length=limits.PROMPT_BYTES_MAX)]
+Stop = Annotated[str, Meta(min_length=1, max_length=limits.STOP_CHARS_MAX)]
+Bias = Annotated[float, Meta(ge=-1000, le=1000)]
+Grammar = Annotated[str, Meta(min_length=1, max_length=limits.GRAMMAR_CHARS_MAX)]
+
+
+class Sampling(Ask, frozen=True):
+    """How tokens are chosen. `temperature` 0 is greedy. `seed` absent: the daemon draws one and tells it."""
+
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.8
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 40
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
+    repeat_last_n: Annotated[int, Meta(ge=0, le=65536)] = 64
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 2)] | None = None
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Meta(ge=-1000, le=1000)]], Meta(max_length=limits.LOGIT_BIAS_MAX)
+    ] = {}
+    grammar: Grammar | None = None
+    json_schema: Grammar | None = None
+
+
+class Generation(Sampling, frozen=True):
+    """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`."""
+
+    model: Name | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=limits.TOKENS_MAX)] = 512
+    stop: Annotated[list[Stop], Meta(max_length=limits.STOPS_MAX)] = []
+    ignore_eos: bool = False
+    stream: bool = False
+    window: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)] = limits.CHUNK_WINDOW_DEFAULT
+
+
+class Infer(Generation, frozen=True, kw_only=True):
+    """Continue a plain prompt."""
+
+    prompt: Prompt
+
+
+class ChatMessage(Ask, frozen=True):
+    """One turn of a conversation."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=32, pattern="^[a-z]+$")]
+    content: Prompt
+
+
+class Chat(Generation, frozen=True, kw_only=True):
+    """Answer a conversation through the model's own template."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES_MAX)]
+
+
+class Usage(Say, frozen=True):
+    """Tokens counted. `cached_tokens` of the prompt were not prefilled again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Timings(Say, frozen=True):
+    """Where the time went. `first_token_ms` counts from the request's arrival; the rate covers decode only."""
+
+    queue_ms: float
+    prefill_ms: float
+    first_token_ms: float
+    decode_ms: float
+    total_ms: float
+    tokens_per_s: float
+
+
+class Delta(Say, frozen=True):
+    """A piece of an answer: the text of `tokens` tokens, cut at no character."""
+
+    text: str
+    tokens: int
+
+
+class Answer(Say, frozen=True):
+    """The end of an answer. `text` is whole when the request did not stream, else what no chunk carried.
+
+    `finish`: stop (end of text), stop_string, length.
+    """
+
+    request: str
+    model: str
+    text: str
+    finish: str
+    usage: Usage
+    timings: Timings
+    seed: int
+
+
+class Cancel(Ask, frozen=True):
+    """Cancel one of this connection's requests by its envelope `id`, or any by the `request` name that `ps` shows."""
+
+    id: Annotated[int, Meta(ge=0, le=limits.ID_MAX)] | None = None
+    request: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+
+
+class Cancelled(Say, frozen=True):
+    """The cancel was passed on; the request itself ends with the code `cancelled`."""
+
+    request: str
+
+
+class Credit(Ask, frozen=True):
+    """The client has taken `chunks` more chunks of its request `id`. The one command without a reply."""
+
+    id: Annotated[int, Meta(ge=0, le=limits.ID_MAX)]
+    chunks: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)]
+
+
+# --- notices ----------------------------------------------------------------------------------------
+
+
+class Events(Ask, frozen=True):
+    """Subscribe to notices. `since`: replay those after this number that are still kept; `follow`: go on after them."""
+
+    since: Count | None = None
+    follow: bool = True
+
+
+class Notice(Say, frozen=True):
+    """Something happened. `topic`: model, request, switch or daemon.
+
+    `missed` notices before it were dropped for this reader.
+    """
+
+    seq: int
+    at_ms: int
+    topic: str
+    event: str
+    model: str | None = None
+    data: dict[str, Scalar] = {}
+    missed: int = 0
+
+
+class EventsEnd(Say, frozen=True):
+    """The subscription ended; `seq` is the last notice's number."""
+
+    seq: int

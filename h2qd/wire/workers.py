@@ -1,0 +1,259 @@
+"""What the supervisor, the zygote and the workers say to each other, and how it is framed on their stream sockets.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack. Every worker speaks this whatever it
+serves: weights on the device, a remote server, a job. Both ends are ours, but a worker runs native code on
+hostile files, so the supervisor bounds and validates what it says like any other peer.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import msgspec
+
+from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
+from h2qd.wire.messages import ModelFacts
+
+_HEAD = struct.Struct("!I")
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, forbid_unknown_fields=True):
+    """Base of all worker messages; told apart by `t`."""
+
+
+# --- supervisor -> zygote (one file descriptor, the worker's end of a socket pair, travels with each Fork) ----
+
+
+class Fork(_Message, frozen=True):
+    """Fork a worker that serves the descriptor sent along. `nice` and `oom_score_adj` are set before it works."""
+
+    worker: int
+    oom_score_adj: int = 900
+    nice: int = 0
+
+
+# --- zygote -> supervisor ----------------------------------------------------------------------------
+
+
+class ZygoteReady(_Message, frozen=True):
+    """Imports are done. `libraries` maps names to versions."""
+
+    pid: int
+    libraries: dict[str, str] = {}
+
+
+class Forked(_Message, frozen=True):
+    """The worker runs, as `pid`."""
+
+    worker: int
+    pid: int
+
+
+class Reaped(_Message, frozen=True):
+    """The worker is gone. `status` is an exit code, or minus the signal; `peak_bytes` its largest resident set."""
+
+    worker: int
+    pid: int
+    status: int
+    peak_bytes: int
+
+
+# --- supervisor -> worker ----------------------------------------------------------------------------
+
+
+class LoadModel(_Message, frozen=True):
+    """Load `path` with a context of `ctx` tokens. `threads` 0: as many as this process may use.
+
+    `verified`: the file's (device, inode, size, mtime_ns) when its header was last checked, else empty:
+    unless it still matches, the header is checked again before native code sees the file.
+    """
+
+    backend: str
+    path: str
+    ctx: int
+    threads: int = 0
+    verified: list[int] = []
+
+
+class InspectFile(_Message, frozen=True):
+    """Check a model file's header, hash it, and say what it is."""
+
+    path: str
+
+
+class Sampler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How tokens are chosen; as `messages.Sampling`, with the seed drawn and biases keyed by token."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int = 0
+    logit_bias: dict[int, float] = {}
+    grammar: str | None = None
+    json_schema: str | None = None
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+class Generate(_Message, frozen=True):
+    """Answer `prompt`, or `turns` through the model's chat template; exactly one of the two is given."""
+
+    request: int
+    max_tokens: int
+    sampler: Sampler
+    prompt: str | None = None
+    turns: list[Turn] | None = None
+    stop: list[str] = []
+    ignore_eos: bool = False
+
+
+class CancelGeneration(_Message, frozen=True):
+    """Stop working on `request`; it is answered with a Generated or GenerationFailed all the same."""
+
+    request: int
+
+
+class Ping(_Message, frozen=True):
+    """Asks whether the worker, and its engine, still move."""
+
+    n: int
+
+
+class StopWorker(_Message, frozen=True):
+    """Free everything and exit with status 0."""
+
+
+# --- worker -> supervisor ----------------------------------------------------------------------------
+
+
+class Loading(_Message, frozen=True):
+    """Progress of a load or an inspection, 0..1."""
+
+    fraction: float
+
+
+class Loaded(_Message, frozen=True):
+    """The model is ready. `ctx` is what the context really holds; `load_ms` counts from LoadModel."""
+
+    ctx: int
+    load_ms: float
+    device: str = "cpu"
+
+
+class LoadFailed(_Message, frozen=True):
+    """The model cannot be loaded; the worker exits. `code` is one of the public codes."""
+
+    code: str
+    message: str
+
+
+class Inspected(_Message, frozen=True):
+    """What an InspectFile found. `identity` is (device, inode, size, mtime_ns)."""
+
+    facts: ModelFacts
+    sha256: str
+    identity: list[int]
+
+
+class Prefilling(_Message, frozen=True):
+    """`done` of `total` prompt tokens are in the KV cache."""
+
+    request: int
+    done: int
+    total: int
+
+
+class Text(_Message, frozen=True):
+    """More of the answer: whole characters, of `tokens` tokens."""
+
+    request: int
+    text: str
+    tokens: int
+
+
+class Generated(_Message, frozen=True):
+    """The answer is complete. `finish`: stop, stop_string, length or cancelled. Times in ms."""
+
+    request: int
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prefill_ms: float
+    first_token_ms: float
+    decode_ms: float
+
+
+class GenerationFailed(_Message, frozen=True):
+    """The request cannot be answered; the worker goes on. `code` is one of the public codes."""
+
+    request: int
+    code: str
+    message: str
+
+
+class Pong(_Message, frozen=True):
+    """Here. `beat` grows with every step of the engine; `busy` says that it should be growing."""
+
+    n: int
+    beat: int
+    busy: bool
+
+
+ToZygote: TypeAlias = Fork
+FromZygote: TypeAlias = ZygoteReady | Forked | Reaped
+ToWorker: TypeAlias = LoadModel | InspectFile | Generate | CancelGeneration | Ping | StopWorker
+FromWorker: TypeAlias = (
+    Loading | Loaded | LoadFailed | Inspected | Prefilling | Text | Generated | GenerationFailed | Pong
+)
+
+_encoder = msgspec.msgpack.Encoder()
+from_zygote = msgspec.msgpack.Decoder(FromZygote)
+to_zygote = msgspec.msgpack.Decoder(ToZygote)
+to_worker = msgspec.msgpack.Decoder(ToWorker)
+from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+class ChannelError(Exception):
+    """The peer broke the framing or said something that is no message; the channel is of no further use."""
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """`message` as it travels. Raises `ChannelError` when it is larger than a frame may be."""
+    body = _encoder.encode(message)
+    if len(body) > WORKER_FRAME_BYTES_MAX:
+        raise ChannelError(f"cannot send a message of {len(body)} bytes: at most {WORKER_FRAME_BYTES_MAX}")
+    return _HEAD.pack(len(body)) + body
+
+
+class Reassembler:
+    """Bytes in as they arrive, whole message bodies out."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The bodies completed by `data`. Raises `ChannelError` at a length over the limit."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _HEAD.size:
+                (length,) = _HEAD.unpack_from(self._buffer, start)
+                if length > WORKER_FRAME_BYTES_MAX:
+                    raise ChannelError(f"cannot read a message of {length} bytes: at most {WORKER_FRAME_BYTES_MAX}")
+                end = start + _HEAD.size + length
+                if len(self._buffer) < end:
+                    return
+                body = bytes(self._buffer[start + _HEAD.size : end])
+                start = end
+                yield body
+        finally:
+            del self._buffer[:start]
