@@ -1,0 +1,130 @@
+"""Admission: what a request is told when it arrives, and which waiting request runs next.
+
+Each request ends up in one of four places: granted (it runs), joined (a load it wants is under way), queued
+(behind others), refused. Called by `machine`; starts no loads itself, that is `switching`.
+"""
+
+import difflib
+
+from h2qd.core.effects import TellCold, TellResident
+from h2qd.core.failures import forget_failures, held_back
+from h2qd.core.plan import MemoryPlan, memory_plan
+from h2qd.core.records import Fault, Model, State, Ticket, Want
+from h2qd.core.states import Status
+from h2qd.core.turn import Turn
+
+SHUTTING_DOWN = Fault("shutting_down", "cannot take requests: the daemon is stopping")
+_GIB = 2**30
+
+
+def admit(turn: Turn, ticket: Ticket) -> None:
+    """Refuse a new ticket, or put it in line.
+
+    1. The daemon is stopping: refused.
+    2. The model is not registered: refused.
+    3. It wants the model cold: in line; nothing else applies.
+    4. It could never fit: refused, with the plan.
+    5. The model failed lately and is left alone: refused, with the time to wait (a reset clears this first).
+    6. Its line is full: refused.
+    """
+    if turn.state.stopping:
+        turn.refuse(ticket, SHUTTING_DOWN)
+        return
+    model = turn.state.models.get(ticket.model)
+    if model is None:
+        turn.refuse(ticket, no_such_model(turn.state, ticket.model))
+        return
+    if ticket.want is not Want.COLD:
+        if ticket.reset:
+            forget_failures(turn, model)
+            model = turn.model(model.name)
+        fault = _fit_fault(turn.state, model, ticket.ctx) or held_back(
+            model, turn.now, explicit=ticket.want is Want.RESIDENT
+        )
+        if fault is not None:
+            turn.refuse(ticket, fault)
+            return
+    queued = len(turn.waiting_for(model.name))
+    if queued >= turn.state.rules.queue_max:
+        turn.refuse(ticket, Fault("queue_full", f"cannot queue: {queued} requests wait for {model.name}", (), 1.0))
+        return
+    turn.wait(ticket)
+
+
+def no_such_model(state: State, name: str) -> Fault:
+    """The refusal of an unknown name, with the names that come near it."""
+    near = difflib.get_close_matches(name, state.models, n=3, cutoff=0.5)
+    because = (f"did you mean {' or '.join(near)}?",) if near else ()
+    return Fault("no_such_model", f"cannot find a model named {name}", because)
+
+
+def effective_ctx(model: Model, ctx: int) -> int:
+    """The context a load asks for: the wanted or the model's own default, within what the model was made for."""
+    wanted = ctx or model.ctx
+    return min(wanted, model.shape.context_length) if model.shape.context_length else wanted
+
+
+def plan_of(model: Model, ctx: int) -> MemoryPlan:
+    """The memory that a load would take."""
+    return memory_plan(model.shape, effective_ctx(model, ctx))
+
+
+def _fit_fault(state: State, model: Model, ctx: int) -> Fault | None:
+    """Why the model can never be resident here, or None."""
+    plan = plan_of(model, ctx)
+    if plan.total_bytes <= state.limit_bytes:
+        return None
+    largest = sorted(plan.parts, key=lambda part: -part[1])[:3]
+    return Fault(
+        "no_fit",
+        f"cannot load {model.name} with a context of {plan.ctx}: it needs {plan.total_bytes / _GIB:.2f} GiB, "
+        f"models may hold {state.limit_bytes / _GIB:.2f} GiB in all",
+        tuple(f"{name}: {size / _GIB:.2f} GiB" for name, size in largest),
+    )
+
+
+def satisfies(model: Model, ticket: Ticket) -> bool:
+    """Whether a resident model is what the ticket wants: an unset context takes what there is."""
+    return ticket.ctx == 0 or model.given_ctx == effective_ctx(model, ticket.ctx)
+
+
+def serve(turn: Turn) -> None:
+    """Answer and grant everything that can be: residency that is there, free slots, models that are cold."""
+    for model in list(turn.state.models.values()):
+        if model.status in (Status.COLD, Status.FAILED):
+            for ticket in turn.waiting_for(model.name, Want.COLD):
+                turn.tell(ticket, TellCold(ticket.request, model.name))
+        elif model.status is Status.READY:
+            _tell_resident(turn, model)
+            _grant(turn, model)
+
+
+def _tell_resident(turn: Turn, model: Model) -> None:
+    for ticket in turn.waiting_for(model.name, Want.RESIDENT):
+        if satisfies(model, ticket):
+            was_active = turn.state.active
+            turn.activate(model.name)
+            turn.tell(
+                ticket,
+                TellResident(
+                    ticket.request,
+                    model.name,
+                    changed=False,
+                    ctx=model.given_ctx,
+                    held_bytes=model.held_bytes,
+                    load_s=model.load_s,
+                    was_active=was_active,
+                ),
+            )
+
+
+def _grant(turn: Turn, model: Model) -> None:
+    """Fill the free slots: among the clients in line, the one whose last grant is longest ago goes first."""
+    if model.worker is None or turn.waiting_for(model.name, Want.COLD):
+        return
+    free = turn.state.rules.slots - len(turn.running_on(model.name))
+    for _ in range(free):
+        line = turn.waiting_for(model.name, Want.INFER)
+        if not line:
+            return
+        turn.grant(min(line, key=lambda t: turn.state.grants.get(t.client, 0)), model.worker)

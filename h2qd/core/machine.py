@@ -1,0 +1,272 @@
+"""The machine: the one door through which everything that happens enters the core.
+
+    step(state, event) -> (state, effects)
+
+Each event changes the records that it speaks of; then the decisions that follow from the records are taken until
+nothing more follows (`_settle`): `admission.serve` answers and grants, `switching.advance` moves memory. So a
+decision never depends on which event made it possible. Called by `runtime.supervisor` only; pure.
+"""
+
+from dataclasses import replace
+from typing import assert_never
+
+from h2qd.core import admission, switching
+from h2qd.core.effects import (
+    ClearTimer,
+    Clock,
+    Effect,
+    Exit,
+    Publish,
+    Refuse,
+    SetTimer,
+    StopGeneration,
+    StopWorker,
+    TellForgotten,
+    Timer,
+)
+from h2qd.core.events import (
+    Event,
+    ForgetAsked,
+    GenerationEnded,
+    LimitRead,
+    ModelRegistered,
+    RequestAbandoned,
+    RequestArrived,
+    StopAsked,
+    TimerFired,
+    WorkerExited,
+    WorkerMeasured,
+    WorkerReady,
+)
+from h2qd.core.failures import record_failure
+from h2qd.core.records import Fault, Model, Phase, Released, State, Ticket
+from h2qd.core.states import HOLDING, RESIDENT, Move, Status
+from h2qd.core.turn import Turn
+
+_DRAIN = Timer(Clock.DRAIN, 0)
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noqa: C901, PLR0912 - one flat list of events
+    """What follows from `event`. Events about workers and requests that are history change nothing."""
+    turn = Turn(state, event.now)
+    match event:
+        case ModelRegistered():
+            _register(turn, event)
+        case ForgetAsked():
+            _forget(turn, event)
+        case RequestArrived():
+            _arrive(turn, event.ticket)
+        case RequestAbandoned():
+            _abandon(turn, event.request, event.fault)
+        case WorkerReady():
+            _worker_ready(turn, event)
+        case WorkerMeasured():
+            if (model := turn.model_of(event.worker)) is not None:
+                turn.change(model.name, held_bytes=event.held_bytes)
+        case WorkerExited():
+            _worker_exited(turn, event)
+        case GenerationEnded():
+            _generation_ended(turn, event)
+        case TimerFired():
+            _timer_fired(turn, event.timer)
+        case LimitRead():
+            turn.state = replace(turn.state, limit_bytes=event.limit_bytes)
+        case StopAsked():
+            _stop(turn, event)
+        case _:
+            assert_never(event)
+    _settle(turn)
+    return turn.state, tuple(turn.effects)
+
+
+def _settle(turn: Turn) -> None:
+    """Take the decisions that follow until none is left."""
+    before = None
+    while before is not turn.state:
+        before = turn.state
+        admission.serve(turn)
+        switching.advance(turn)
+        if turn.state.stopping:
+            _advance_stop(turn)
+
+
+# --- the list of models -----------------------------------------------------------------------------
+
+
+def _register(turn: Turn, event: ModelRegistered) -> None:
+    known = turn.state.models.get(event.name)
+    if known is not None:
+        turn.change(event.name, shape=event.shape, ctx=event.ctx)
+        return
+    model = Model(event.name, event.shape, event.ctx, since=event.now)
+    turn.state = replace(turn.state, models={**turn.state.models, event.name: model})
+    turn.emit(Publish("model", "model.registered", event.name))
+
+
+def _forget(turn: Turn, event: ForgetAsked) -> None:
+    model = turn.state.models.get(event.name)
+    if model is None:
+        turn.emit(Refuse(event.request, admission.no_such_model(turn.state, event.name)))
+        return
+    if model.status in HOLDING or turn.waiting_for(event.name) or _in_switch(turn.state, event.name):
+        turn.emit(Refuse(event.request, Fault("in_use", f"cannot remove {event.name}: it is {model.status}")))
+        return
+    rest = {name: m for name, m in turn.state.models.items() if name != event.name}
+    turn.state = replace(turn.state, models=rest)
+    if turn.state.active == event.name:
+        turn.activate(None)
+    turn.emit(TellForgotten(event.request, event.name))
+    turn.emit(Publish("model", "model.removed", event.name))
+
+
+def _in_switch(state: State, name: str) -> bool:
+    switch = state.switch
+    return switch is not None and name in (switch.target, switch.fallback, *switch.victims)
+
+
+# --- requests ---------------------------------------------------------------------------------------
+
+
+def _arrive(turn: Turn, ticket: Ticket) -> None:
+    if not ticket.model:
+        if turn.state.active is None:
+            turn.refuse(ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active"))
+            return
+        ticket = replace(ticket, model=turn.state.active)
+    admission.admit(turn, ticket)
+
+
+def _abandon(turn: Turn, request: int, fault: Fault) -> None:
+    """End a request wherever it is: in line it is answered now, running when its worker let go of it."""
+    state = turn.state
+    for ticket in state.waiting:
+        if ticket.request == request:
+            turn.refuse(ticket, fault)
+            return
+    running = state.running.get(request)
+    if running is not None and running.ending is None:
+        turn.mark_ending(running, fault)
+        turn.emit(StopGeneration(request, running.worker))
+        turn.emit(SetTimer(Timer(Clock.CANCEL, request), turn.now + state.rules.cancel_grace_s))
+        return
+    switch = state.switch
+    for ticket in switch.losers if switch is not None else ():
+        if switch is not None and ticket.request == request:
+            turn.set_switch(replace(switch, losers=tuple(t for t in switch.losers if t is not ticket)))
+            turn.refuse(ticket, fault)
+            return
+
+
+def _generation_ended(turn: Turn, event: GenerationEnded) -> None:
+    running = turn.state.running.get(event.request)
+    if running is None:
+        return
+    if running.ending is not None:
+        turn.emit(ClearTimer(Timer(Clock.CANCEL, event.request)))
+    fault = running.ending or event.fault
+    if fault is None:
+        turn.complete(running)
+    else:
+        turn.refuse(running.ticket, fault)
+
+
+def _timer_fired(turn: Turn, timer: Timer) -> None:
+    match timer.clock:
+        case Clock.PATIENCE:
+            switching.patience_over(turn, timer.key)
+        case Clock.DEADLINE:
+            _abandon(turn, timer.key, Fault("deadline_exceeded", "cannot finish the request: its deadline passed"))
+        case Clock.CANCEL:
+            _cancel_overdue(turn, timer.key)
+        case Clock.DRAIN:
+            for model in list(turn.holders()):
+                switching.cut_off(turn, model, admission.SHUTTING_DOWN)
+        case _:
+            assert_never(timer.clock)
+
+
+def _cancel_overdue(turn: Turn, request: int) -> None:
+    """A worker did not let go of a request in time: it is hung, and goes."""
+    running = turn.state.running.get(request)
+    if running is None:
+        return
+    model = turn.model(running.ticket.model)
+    hung = Fault("worker_hung", f"cannot go on: the process of {model.name} stopped answering and was killed")
+    for other in turn.running_on(model.name):
+        turn.refuse(other.ticket, other.ending or hung)
+    turn.move(model.name, Move.RELEASE, "it did not let go of a cancelled request")
+    turn.emit(StopWorker(running.worker, at_once=True))
+
+
+# --- workers ----------------------------------------------------------------------------------------
+
+
+def _worker_ready(turn: Turn, event: WorkerReady) -> None:
+    model = turn.model_of(event.worker)
+    if model is None or model.status is not Status.LOADING:
+        return
+    model = turn.move(
+        model.name,
+        Move.LOADED,
+        f"in {event.load_s:.2f} s",
+        given_ctx=event.ctx,
+        held_bytes=event.held_bytes,
+        load_s=event.load_s,
+    )
+    switching.loaded(turn, model)
+
+
+def _worker_exited(turn: Turn, event: WorkerExited) -> None:
+    model = turn.model_of(event.worker)
+    if model is None:
+        return
+    if model.status is Status.UNLOADING:
+        gone = Released(model.name, event.held_bytes, event.freed_bytes, event.took_s)
+        detail = f"{gone.freed_bytes} of {gone.held_bytes} bytes back in {gone.took_s:.2f} s"
+        turn.move(model.name, Move.GONE, detail, worker=None, held_bytes=0, planned_bytes=0)
+        switching.released(turn, gone)
+        return
+    was = model.status
+    for running in turn.running_on(model.name):
+        if running.ending is not None:
+            turn.emit(ClearTimer(Timer(Clock.CANCEL, running.ticket.request)))
+        turn.refuse(running.ticket, running.ending or event.fault)
+    model = record_failure(turn, model, event.fault)
+    if was is Status.LOADING:
+        switching.load_failed(turn, model, event.fault)
+
+
+# --- the end ----------------------------------------------------------------------------------------
+
+
+def _stop(turn: Turn, event: StopAsked) -> None:
+    """Refuse what waits, give loads up, let running work end until the drain is over."""
+    if turn.state.stopping:
+        return
+    state = turn.state = replace(turn.state, stopping=True)
+    losers = state.switch.losers if state.switch is not None else ()
+    for ticket in (*state.waiting, *losers):
+        turn.refuse(ticket, admission.SHUTTING_DOWN)
+    if state.switch is not None and state.switch.phase is Phase.PATIENCE:
+        turn.emit(ClearTimer(Timer(Clock.PATIENCE, state.switch.serial)))
+    turn.set_switch(None)
+    for model in list(turn.holders()):
+        if model.status is Status.LOADING and model.worker is not None:
+            turn.move(model.name, Move.ABANDON, "the daemon stops")
+            turn.emit(StopWorker(model.worker, at_once=True))
+        elif model.status is Status.READY:
+            turn.move(model.name, Move.DRAIN, "the daemon stops")
+    turn.emit(SetTimer(_DRAIN, turn.now + event.drain_s))
+    turn.emit(Publish("daemon", "daemon.stopping"))
+
+
+def _advance_stop(turn: Turn) -> None:
+    """Release what has no work left; when nothing holds memory any more, end."""
+    for model in list(turn.holders()):
+        if model.status in RESIDENT and model.worker is not None and not turn.running_on(model.name):
+            turn.move(model.name, Move.RELEASE)
+            turn.emit(StopWorker(model.worker))
+    if not turn.state.stopped and not any(True for _ in turn.holders()):
+        turn.state = replace(turn.state, stopped=True)
+        turn.emit(ClearTimer(_DRAIN))
+        turn.emit(Exit())

@@ -1,0 +1,176 @@
+"""One step in the making: the state as changed so far and the effects decided so far.
+
+A `Turn` lives inside one call of `machine.step` and is seen by nobody else. All changes of the state go through
+its methods, so that a status never changes without a line in the model's story and a notice, and a request
+never leaves the state without exactly one answer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from h2qd.core.effects import (
+    ClearTimer,
+    Clock,
+    Complete,
+    Effect,
+    Publish,
+    Refuse,
+    Remember,
+    SetTimer,
+    StartGeneration,
+    TellCold,
+    TellResident,
+    Timer,
+)
+from h2qd.core.records import STORY_ENTRIES_MAX, Fault, Model, Running, State, StoryEntry, Switch, Ticket, Want
+from h2qd.core.states import HOLDING, Move, next_status
+
+
+class Turn:
+    """The working copy of a state during one step. `now` is the event's time."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self.state = state
+        self.now = now
+        self.effects: list[Effect] = []
+
+    def emit(self, effect: Effect) -> None:
+        """Decide on an effect."""
+        self.effects.append(effect)
+
+    # --- models ------------------------------------------------------------------------------------
+
+    def model(self, name: str) -> Model:
+        """The model of that name; it is registered."""
+        return self.state.models[name]
+
+    def model_of(self, worker: int) -> Model | None:
+        """The model whose worker that is, or None for a worker that is history."""
+        return next((m for m in self.state.models.values() if m.worker == worker), None)
+
+    def holders(self) -> Iterator[Model]:
+        """The models with a worker process."""
+        return (m for m in self.state.models.values() if m.status in HOLDING)
+
+    def change(self, name: str, **fields: Any) -> Model:
+        """Change facts of a model, but not its status."""
+        model = replace(self.state.models[name], **fields)
+        self.state = replace(self.state, models={**self.state.models, name: model})
+        return model
+
+    def move(self, name: str, move: Move, detail: str = "", **fields: Any) -> Model:
+        """Move a model along the table, and tell the story of it."""
+        before = self.state.models[name]
+        status = next_status(before.status, move)
+        entry = StoryEntry(self.now, before.status, status, move.value, detail)
+        story = (*before.story, entry)[-STORY_ENTRIES_MAX:]
+        after = self.change(name, status=status, since=self.now, story=story, **fields)
+        self.emit(
+            Publish(
+                "model",
+                "model.moved",
+                name,
+                {
+                    "was": before.status.value,
+                    "now": status.value,
+                    "why": move.value,
+                    "detail": detail,
+                    "size_bytes": after.held_bytes,
+                },
+            )
+        )
+        return after
+
+    def activate(self, name: str | None) -> None:
+        """Make a model the one that unnamed requests mean."""
+        if self.state.active != name:
+            self.state = replace(self.state, active=name)
+            self.emit(Remember(name))
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def wait(self, ticket: Ticket) -> None:
+        """Put a ticket at the end of the line."""
+        self.state = replace(self.state, waiting=(*self.state.waiting, ticket))
+        if ticket.deadline is not None:
+            self.emit(SetTimer(Timer(Clock.DEADLINE, ticket.request), ticket.deadline))
+
+    def waiting_for(self, name: str, want: Want | None = None) -> tuple[Ticket, ...]:
+        """The tickets that wait for a model, oldest first."""
+        return tuple(t for t in self.state.waiting if t.model == name and (want is None or t.want is want))
+
+    def running_on(self, name: str) -> tuple[Running, ...]:
+        """The requests that run on a model."""
+        return tuple(r for r in self.state.running.values() if r.ticket.model == name)
+
+    def grant(self, ticket: Ticket, worker: int) -> None:
+        """Let a waiting request run."""
+        self._leave_line(ticket)
+        running = {**self.state.running, ticket.request: Running(ticket, worker, self.now)}
+        serial = self.state.serial + 1
+        grants = {**self.state.grants, ticket.client: serial}
+        while len(grants) > _CLIENTS_KNOWN_MAX:
+            del grants[min(grants, key=grants.__getitem__)]
+        self.state = replace(self.state, running=running, serial=serial, grants=grants)
+        self.emit(StartGeneration(ticket.request, worker))
+
+    def tell(self, ticket: Ticket, answer: TellResident | TellCold) -> None:
+        """Answer a waiting request about residency."""
+        self._leave_line(ticket)
+        self._clear_deadline(ticket)
+        self.emit(answer)
+
+    def refuse(self, ticket: Ticket, fault: Fault) -> None:
+        """Answer a waiting or running request with an error."""
+        self._leave_line(ticket)
+        self._stop_running(ticket.request)
+        self._clear_deadline(ticket)
+        self.emit(Refuse(ticket.request, fault))
+
+    def complete(self, running: Running) -> None:
+        """Let the worker's answer go out."""
+        self._stop_running(running.ticket.request)
+        self._clear_deadline(running.ticket)
+        self.emit(Complete(running.ticket.request))
+
+    def mark_ending(self, running: Running, fault: Fault) -> None:
+        """Note what a running request will hear once its worker let go of it."""
+        changed = replace(running, ending=fault)
+        self.state = replace(self.state, running={**self.state.running, running.ticket.request: changed})
+
+    def set_aside(self, tickets: tuple[Ticket, ...]) -> None:
+        """Take tickets out of the line without an answer: a switch keeps them as its losers."""
+        for ticket in tickets:
+            self._leave_line(ticket)
+
+    def _leave_line(self, ticket: Ticket) -> None:
+        if ticket in self.state.waiting:
+            rest = tuple(t for t in self.state.waiting if t.request != ticket.request)
+            self.state = replace(self.state, waiting=rest)
+
+    def _stop_running(self, request: int) -> None:
+        if request in self.state.running:
+            rest = {key: r for key, r in self.state.running.items() if key != request}
+            self.state = replace(self.state, running=rest)
+
+    def _clear_deadline(self, ticket: Ticket) -> None:
+        if ticket.deadline is not None:
+            self.emit(ClearTimer(Timer(Clock.DEADLINE, ticket.request)))
+
+    # --- the switch --------------------------------------------------------------------------------
+
+    def serial(self) -> int:
+        """A number never used before: names workers and switches."""
+        self.state = replace(self.state, serial=self.state.serial + 1)
+        return self.state.serial
+
+    def set_switch(self, switch: Switch | None) -> None:
+        """Put the switch into its next phase, or end it."""
+        before = self.state.switch
+        self.state = replace(self.state, switch=switch)
+        if switch is not None and (before is None or before.phase is not switch.phase):
+            self.emit(Publish("switch", "switch.phase", switch.target, {"phase": switch.phase.value}))
+
+
+_CLIENTS_KNOWN_MAX = 1024
