@@ -5,13 +5,14 @@ Each request ends up in one of four places: granted (it runs), joined (a load it
 """
 
 import difflib
+from dataclasses import replace
 
 from h2qd.core.effects import TellCold, TellResident
 from h2qd.core.failures import forget_failures, held_back
 from h2qd.core.plan import MemoryPlan, memory_plan
-from h2qd.core.records import Fault, Model, State, Ticket, Want
-from h2qd.core.states import Status
-from h2qd.core.turn import Turn
+from h2qd.core.records import Fault, Model, Released, State, Ticket, Want
+from h2qd.core.states import HOLDING, Status
+from h2qd.core.turn import Turn, worker_of
 
 SHUTTING_DOWN = Fault("shutting_down", "cannot take requests: the daemon is stopping")
 _GIB = 2**30
@@ -21,15 +22,21 @@ def admit(turn: Turn, ticket: Ticket) -> None:
     """Refuse a new ticket, or put it in line.
 
     1. The daemon is stopping: refused.
-    2. The model is not registered: refused.
-    3. It wants the model cold: in line; nothing else applies.
-    4. It could never fit: refused, with the plan.
-    5. The model failed lately and is left alone: refused, with the time to wait (a reset clears this first).
-    6. Its line is full: refused.
+    2. It names no model: it means the active one. None is active: refused.
+    3. The model is not registered: refused.
+    4. A load would be needed that can never fit (refused, with the plan), or the model failed lately and is left
+       alone (refused, with the time to wait; a reset clears this first).
+    5. As many requests as may already wait for the same: refused. Each want has its own bound, so that a
+       crowd of inferences does not keep anybody from unloading the model.
     """
     if turn.state.stopping:
         turn.refuse(ticket, SHUTTING_DOWN)
         return
+    if not ticket.model:
+        if turn.state.active is None:
+            turn.refuse(ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active"))
+            return
+        ticket = replace(ticket, model=turn.state.active)
     model = turn.state.models.get(ticket.model)
     if model is None:
         turn.refuse(ticket, no_such_model(turn.state, ticket.model))
@@ -38,13 +45,12 @@ def admit(turn: Turn, ticket: Ticket) -> None:
         if ticket.reset:
             forget_failures(turn, model)
             model = turn.model(model.name)
-        fault = _fit_fault(turn.state, model, ticket.ctx) or held_back(
-            model, turn.now, explicit=ticket.want is Want.RESIDENT
-        )
+        on_its_way = model.status in HOLDING and satisfies(model, ticket)
+        fault = None if on_its_way else load_fault(turn, model, ticket)
         if fault is not None:
             turn.refuse(ticket, fault)
             return
-    queued = len(turn.waiting_for(model.name))
+    queued = len(turn.waiting_for(model.name, ticket.want))
     if queued >= turn.state.rules.queue_max:
         turn.refuse(ticket, Fault("queue_full", f"cannot queue: {queued} requests wait for {model.name}", (), 1.0))
         return
@@ -64,14 +70,20 @@ def effective_ctx(model: Model, ctx: int) -> int:
     return min(wanted, model.shape.context_length) if model.shape.context_length else wanted
 
 
-def plan_of(model: Model, ctx: int) -> MemoryPlan:
-    """The memory that a load would take."""
-    return memory_plan(model.shape, effective_ctx(model, ctx))
+def plan_of(model: Model, ctx: int, slots: int = 1) -> MemoryPlan:
+    """The memory that a load would take, for as many requests at once as there are slots."""
+    return memory_plan(model.shape, effective_ctx(model, ctx), slots)
 
 
-def _fit_fault(state: State, model: Model, ctx: int) -> Fault | None:
+def load_fault(turn: Turn, model: Model, ticket: Ticket) -> Fault | None:
+    """Why the load that a ticket needs may not begin, or None."""
+    explicit = ticket.want is Want.RESIDENT
+    return fit_fault(turn.state, model, ticket.ctx) or held_back(model, turn.now, explicit=explicit)
+
+
+def fit_fault(state: State, model: Model, ctx: int) -> Fault | None:
     """Why the model can never be resident here, or None."""
-    plan = plan_of(model, ctx)
+    plan = plan_of(model, ctx, state.rules.slots)
     if plan.total_bytes <= state.limit_bytes:
         return None
     largest = sorted(plan.parts, key=lambda part: -part[1])[:3]
@@ -84,19 +96,31 @@ def _fit_fault(state: State, model: Model, ctx: int) -> Fault | None:
 
 
 def satisfies(model: Model, ticket: Ticket) -> bool:
-    """Whether a resident model is what the ticket wants: an unset context takes what there is."""
-    return ticket.ctx == 0 or model.given_ctx == effective_ctx(model, ticket.ctx)
+    """Whether a resident model is what the ticket wants: an unset context takes what there is.
+
+    What its load asked for counts beside what it gave: a worker that rounds the context would else never satisfy.
+    """
+    return ticket.ctx == 0 or effective_ctx(model, ticket.ctx) in (model.asked_ctx, model.given_ctx)
 
 
 def serve(turn: Turn) -> None:
     """Answer and grant everything that can be: residency that is there, free slots, models that are cold."""
-    for model in list(turn.state.models.values()):
-        if model.status in (Status.COLD, Status.FAILED):
-            for ticket in turn.waiting_for(model.name, Want.COLD):
-                turn.tell(ticket, TellCold(ticket.request, model.name))
+    for name in turn.state.waiting.by_model:
+        model = turn.model(name)
+        if model.status not in HOLDING:
+            tell_cold(turn, name)
         elif model.status is Status.READY:
             _tell_resident(turn, model)
             _grant(turn, model)
+
+
+def tell_cold(turn: Turn, name: str, released: Released | None = None) -> None:
+    """Answer who wanted a model cold. Unnamed requests no longer mean it, and no rollback brings it back."""
+    tickets = turn.waiting_for(name, Want.COLD)
+    if tickets and turn.state.active == name:
+        turn.activate(None)
+    for ticket in tickets:
+        turn.tell(ticket, TellCold(ticket.request, name, released))
 
 
 def _tell_resident(turn: Turn, model: Model) -> None:
@@ -120,11 +144,11 @@ def _tell_resident(turn: Turn, model: Model) -> None:
 
 def _grant(turn: Turn, model: Model) -> None:
     """Fill the free slots: among the clients in line, the one whose last grant is longest ago goes first."""
-    if model.worker is None or turn.waiting_for(model.name, Want.COLD):
+    if turn.waiting_for(model.name, Want.COLD):
         return
     free = turn.state.rules.slots - len(turn.running_on(model.name))
     for _ in range(free):
-        line = turn.waiting_for(model.name, Want.INFER)
+        line = [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t)]
         if not line:
             return
-        turn.grant(min(line, key=lambda t: turn.state.grants.get(t.client, 0)), model.worker)
+        turn.grant(min(line, key=lambda t: turn.state.grants.get(t.client, 0)), worker_of(model))

@@ -13,11 +13,12 @@ from h2qd.core.turn import Turn
 def record_failure(turn: Turn, model: Model, fault: Fault) -> Model:
     """Move a model out of LOADING, READY or DRAINING after `fault`, and set when it may be tried again."""
     rules = turn.state.rules
-    stable = model.status is not Status.LOADING and turn.now - model.since >= rules.stable_s
+    was_ready = model.status is not Status.LOADING
+    stable = was_ready and turn.now - model.loaded_at >= rules.stable_s
     recent = () if stable else _recent(model, turn.now, rules)
     failures = (*recent, turn.now)[-rules.breaker_count :]
-    crashed_once = model.status is not Status.LOADING and len(failures) == 1
     broken = len(failures) >= rules.breaker_count
+    crashed_once = was_ready and len(failures) == 1 and not broken
     delay = 0.0 if crashed_once else _delay(len(failures), rules)
     if broken:
         delay = rules.backoff_max_s
@@ -36,7 +37,7 @@ def record_failure(turn: Turn, model: Model, fault: Fault) -> Model:
 
 
 def forget_failures(turn: Turn, model: Model) -> None:
-    """Give a model a clean slate, because a person asked or because its load succeeded for good."""
+    """Give a model a clean slate, because a person asked."""
     turn.change(model.name, failures=(), retry_at=0.0, broken=False, reason="")
     if model.status is Status.FAILED:
         turn.move(model.name, Move.RESET)

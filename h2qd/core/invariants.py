@@ -1,12 +1,14 @@
 """What holds after every step. `check` names the first thing that does not.
 
-Called by tests after each step, and by the supervisor when it runs with checks on (`H2Q_CHECK=1`).
+Called by tests after each step, and by the supervisor when it runs with checks on (`H2Q_CHECK=1`). The last group
+is about progress: whatever waits, waits for a worker, a generation or a load that is under way, so nothing waits
+for ever as long as the outside world answers.
 """
 
 from collections.abc import Iterator
 
 from h2qd.core.admission import satisfies
-from h2qd.core.records import Phase, State, Want
+from h2qd.core.records import Model, Phase, State, Switch, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Status
 
 
@@ -17,8 +19,10 @@ def check(state: State) -> str | None:
 
 def _broken(state: State) -> Iterator[str]:
     yield from _broken_models(state)
-    yield from _broken_requests(state)
+    yield from _broken_line(state)
+    yield from _broken_running(state)
     yield from _broken_switch(state)
+    yield from _broken_stop(state)
     yield from _stuck(state)
 
 
@@ -33,31 +37,53 @@ def _broken_models(state: State) -> Iterator[str]:
             yield f"{model.name} is {model.status} and its worker is {model.worker}"
         if model.status not in HOLDING and (model.held_bytes or model.planned_bytes):
             yield f"{model.name} is {model.status} and holds {model.held_bytes} bytes"
-        if model.status is Status.LOADING and (state.switch is None or state.stopping):
+        if model.status is Status.LOADING and model.name != _loading(state.switch):
             yield f"{model.name} loads outside of a switch"
+        if model.status is Status.DRAINING and not _drains_for(state, model):
+            yield f"{model.name} drains for nobody"
     if state.active is not None and state.active not in state.models:
         yield f"the active model {state.active} is not registered"
 
 
-def _broken_requests(state: State) -> Iterator[str]:
+def _loading(switch: Switch | None) -> str | None:
+    """The model that a switch has loading now."""
+    if switch is None or switch.phase not in (Phase.LOAD, Phase.ROLLBACK):
+        return None
+    return switch.target if switch.phase is Phase.LOAD else switch.fallback
+
+
+def _drains_for(state: State, model: Model) -> bool:
+    """Whether somebody wants a draining model gone, and it is not gone yet because it has work."""
+    switch = state.switch
+    for_switch = switch is not None and switch.phase in (Phase.PATIENCE, Phase.DRAIN) and model.name in switch.victims
+    wanted_gone = state.stopping or for_switch or bool(state.waiting.of(model.name, Want.COLD))
+    return wanted_gone and _busy(state, model.name)
+
+
+def _broken_line(state: State) -> Iterator[str]:
+    in_lines = [t.request for line in state.waiting.by_model.values() for t in line]
+    if sorted(in_lines) != sorted(state.waiting.by_request):
+        yield "the lines of the models are not the line of all"
+    for name, line in state.waiting.by_model.items():
+        if name not in state.models:
+            yield f"request {line[0].request} waits for a model that is not registered"
+        for want in Want:
+            if len(state.waiting.of(name, want)) > state.rules.queue_max:
+                yield f"more requests of kind {want} wait for {name} than may"
+
+
+def _broken_running(state: State) -> Iterator[str]:
     losers = state.switch.losers if state.switch is not None else ()
     requests = [t.request for t in (*state.waiting, *losers)] + list(state.running)
     if len(requests) != len(set(requests)):
         yield "a request is in two places"
-    for ticket in state.waiting:
-        if ticket.model not in state.models:
-            yield f"request {ticket.request} waits for a model that is not registered"
     for running in state.running.values():
         model = state.models.get(running.ticket.model)
         if model is None or model.status not in RESIDENT or model.worker != running.worker:
             yield f"request {running.ticket.request} runs on a worker that is not resident"
-    for name in state.models:
-        if sum(r.ticket.model == name for r in state.running.values()) > state.rules.slots:
+    for name in {r.ticket.model for r in state.running.values()}:
+        if _running(state, name) > state.rules.slots:
             yield f"{name} runs more requests than it has slots"
-        if sum(t.model == name for t in state.waiting) > state.rules.queue_max:
-            yield f"the line of {name} is longer than its bound"
-    if state.stopping and state.waiting:
-        yield "requests wait although the daemon stops"
 
 
 def _broken_switch(state: State) -> Iterator[str]:
@@ -67,32 +93,56 @@ def _broken_switch(state: State) -> Iterator[str]:
     if switch.target not in state.models or any(name not in state.models for name in switch.victims):
         yield "the switch is about a model that is not registered"
         return
-    victims = [state.models[name].status for name in switch.victims]
-    if switch.phase is Phase.UNLOAD and not any(status is Status.UNLOADING for status in victims):
+    victims = [state.models[name] for name in switch.victims]
+    wanted = [t for t in state.waiting.of(switch.target) if t.want is not Want.COLD]
+    if switch.phase is not Phase.ROLLBACK and not wanted:
+        yield "nobody waits for the switch's target"
+    if switch.phase in (Phase.PATIENCE, Phase.DRAIN) and not any(_busy(state, m.name) for m in victims):
+        yield "the switch waits for work to end and none runs"
+    if switch.phase is Phase.DRAIN and any(m.status is Status.READY for m in victims):
+        yield "a victim admits work although patience is over"
+    if switch.phase is Phase.UNLOAD and not any(m.status is Status.UNLOADING for m in victims):
         yield "the switch waits for unloads and none is under way"
-    if switch.phase is Phase.UNLOAD and any(status in RESIDENT for status in victims):
+    if switch.phase is Phase.UNLOAD and any(m.status in RESIDENT for m in victims):
         yield "a victim is resident although its unload is awaited"
-    if switch.phase is Phase.LOAD and state.models[switch.target].status is not Status.LOADING:
-        yield "the switch loads a target that does not load"
-    if switch.phase is Phase.ROLLBACK and (
-        switch.fallback is None or state.models[switch.fallback].status is not Status.LOADING
+    loading = _loading(switch)
+    if switch.phase in (Phase.LOAD, Phase.ROLLBACK) and (
+        loading is None or state.models[loading].status is not Status.LOADING
     ):
-        yield "the switch rolls back and its fallback does not load"
+        yield f"the switch is in its {switch.phase} and nothing loads"
     if switch.losers and switch.phase is not Phase.ROLLBACK:
         yield "requests wait for a rollback and none is under way"
 
 
+def _broken_stop(state: State) -> Iterator[str]:
+    if state.stopping and (state.waiting or state.switch is not None):
+        yield "requests wait or a switch goes on although the daemon stops"
+    holding = any(m.status in HOLDING for m in state.models.values())
+    if state.stopped != (state.stopping and not holding):
+        yield f"stopped is {state.stopped}, while stopping is {state.stopping} and memory held is {holding}"
+
+
 def _stuck(state: State) -> Iterator[str]:
-    """Whoever waits, waits for something that will happen."""
     for ticket in state.waiting:
-        model = state.models.get(ticket.model)
-        if model is None or state.switch is not None:
-            continue
-        busy = any(r.ticket.model == ticket.model for r in state.running.values())
-        if ticket.want is Want.COLD and model.status is not Status.UNLOADING and not busy:
-            yield f"request {ticket.request} waits for {model.name} to be unloaded, which does not happen"
-        if ticket.want is not Want.COLD and model.status is not Status.UNLOADING and not state.running:
-            other = [m.name for m in state.models.values() if m.status is Status.UNLOADING]
-            served = model.status is Status.READY and satisfies(model, ticket)
-            if served or not other:
-                yield f"request {ticket.request} waits for {model.name} ({model.status}), and nothing moves"
+        model = state.models[ticket.model]
+        if not _awaits(state, model, ticket):
+            yield f"request {ticket.request} waits for {model.name} ({model.status}), and nothing moves"
+
+
+def _awaits(state: State, model: Model, ticket: Ticket) -> bool:
+    """Whether what a ticket waits for is under way. Read with the rest: a switch moves, what drains has work."""
+    if model.status is Status.UNLOADING:
+        return True  # its worker goes
+    if ticket.want is Want.COLD:
+        return model.status is Status.DRAINING
+    if model.status is Status.READY and satisfies(model, ticket):
+        return ticket.want is Want.INFER and _running(state, model.name) == state.rules.slots
+    return state.switch is not None or model.status is Status.DRAINING
+
+
+def _running(state: State, name: str) -> int:
+    return sum(r.ticket.model == name for r in state.running.values())
+
+
+def _busy(state: State, name: str) -> bool:
+    return _running(state, name) > 0

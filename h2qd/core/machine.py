@@ -39,9 +39,9 @@ from h2qd.core.events import (
     WorkerReady,
 )
 from h2qd.core.failures import record_failure
-from h2qd.core.records import Fault, Model, Phase, Released, State, Ticket
+from h2qd.core.records import Fault, Model, Phase, Released, State
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
-from h2qd.core.turn import Turn
+from h2qd.core.turn import Turn, worker_of
 
 _DRAIN = Timer(Clock.DRAIN, 0)
 
@@ -55,7 +55,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
         case ForgetAsked():
             _forget(turn, event)
         case RequestArrived():
-            _arrive(turn, event.ticket)
+            admission.admit(turn, event.ticket)
         case RequestAbandoned():
             _abandon(turn, event.request, event.fault)
         case WorkerReady():
@@ -108,8 +108,9 @@ def _forget(turn: Turn, event: ForgetAsked) -> None:
     if model is None:
         turn.emit(Refuse(event.request, admission.no_such_model(turn.state, event.name)))
         return
-    if model.status in HOLDING or turn.waiting_for(event.name) or _in_switch(turn.state, event.name):
-        turn.emit(Refuse(event.request, Fault("in_use", f"cannot remove {event.name}: it is {model.status}")))
+    use = _use_of(turn, model)
+    if use is not None:
+        turn.emit(Refuse(event.request, Fault("in_use", f"cannot remove {event.name}: {use}")))
         return
     rest = {name: m for name, m in turn.state.models.items() if name != event.name}
     turn.state = replace(turn.state, models=rest)
@@ -119,50 +120,40 @@ def _forget(turn: Turn, event: ForgetAsked) -> None:
     turn.emit(Publish("model", "model.removed", event.name))
 
 
-def _in_switch(state: State, name: str) -> bool:
-    switch = state.switch
-    return switch is not None and name in (switch.target, switch.fallback, *switch.victims)
+def _use_of(turn: Turn, model: Model) -> str | None:
+    """What a model is needed for, or None."""
+    if model.status in HOLDING:
+        return f"it is {model.status}"
+    if turn.waiting_for(model.name):
+        return "requests wait for it"
+    switch = turn.state.switch
+    if switch is not None and model.name in (switch.target, switch.fallback, *switch.victims):
+        return f"the switch to {switch.target} is about it"
+    return None
 
 
 # --- requests ---------------------------------------------------------------------------------------
 
 
-def _arrive(turn: Turn, ticket: Ticket) -> None:
-    if not ticket.model:
-        if turn.state.active is None:
-            turn.refuse(ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active"))
-            return
-        ticket = replace(ticket, model=turn.state.active)
-    admission.admit(turn, ticket)
-
-
 def _abandon(turn: Turn, request: int, fault: Fault) -> None:
     """End a request wherever it is: in line it is answered now, running when its worker let go of it."""
     state = turn.state
-    for ticket in state.waiting:
-        if ticket.request == request:
-            turn.refuse(ticket, fault)
-            return
+    ticket = state.waiting.by_request.get(request)
+    if ticket is not None:
+        turn.refuse(ticket, fault)
     running = state.running.get(request)
     if running is not None and running.ending is None:
         turn.mark_ending(running, fault)
         turn.emit(StopGeneration(request, running.worker))
         turn.emit(SetTimer(Timer(Clock.CANCEL, request), turn.now + state.rules.cancel_grace_s))
-        return
-    switch = state.switch
-    for ticket in switch.losers if switch is not None else ():
-        if switch is not None and ticket.request == request:
-            turn.set_switch(replace(switch, losers=tuple(t for t in switch.losers if t is not ticket)))
-            turn.refuse(ticket, fault)
-            return
+    if state.switch is not None:
+        switching.leave_losers(turn, state.switch, request, fault)
 
 
 def _generation_ended(turn: Turn, event: GenerationEnded) -> None:
     running = turn.state.running.get(event.request)
     if running is None:
         return
-    if running.ending is not None:
-        turn.emit(ClearTimer(Timer(Clock.CANCEL, event.request)))
     fault = running.ending or event.fault
     if fault is None:
         turn.complete(running)
@@ -212,6 +203,7 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
         given_ctx=event.ctx,
         held_bytes=event.held_bytes,
         load_s=event.load_s,
+        loaded_at=turn.now,
     )
     switching.loaded(turn, model)
 
@@ -228,8 +220,6 @@ def _worker_exited(turn: Turn, event: WorkerExited) -> None:
         return
     was = model.status
     for running in turn.running_on(model.name):
-        if running.ending is not None:
-            turn.emit(ClearTimer(Timer(Clock.CANCEL, running.ticket.request)))
         turn.refuse(running.ticket, running.ending or event.fault)
     model = record_failure(turn, model, event.fault)
     if was is Status.LOADING:
@@ -251,9 +241,9 @@ def _stop(turn: Turn, event: StopAsked) -> None:
         turn.emit(ClearTimer(Timer(Clock.PATIENCE, state.switch.serial)))
     turn.set_switch(None)
     for model in list(turn.holders()):
-        if model.status is Status.LOADING and model.worker is not None:
+        if model.status is Status.LOADING:
             turn.move(model.name, Move.ABANDON, "the daemon stops")
-            turn.emit(StopWorker(model.worker, at_once=True))
+            turn.emit(StopWorker(worker_of(model), at_once=True))
         elif model.status is Status.READY:
             turn.move(model.name, Move.DRAIN, "the daemon stops")
     turn.emit(SetTimer(_DRAIN, turn.now + event.drain_s))
@@ -263,10 +253,10 @@ def _stop(turn: Turn, event: StopAsked) -> None:
 def _advance_stop(turn: Turn) -> None:
     """Release what has no work left; when nothing holds memory any more, end."""
     for model in list(turn.holders()):
-        if model.status in RESIDENT and model.worker is not None and not turn.running_on(model.name):
+        if model.status in RESIDENT and not turn.running_on(model.name):
             turn.move(model.name, Move.RELEASE)
-            turn.emit(StopWorker(model.worker))
-    if not turn.state.stopped and not any(True for _ in turn.holders()):
+            turn.emit(StopWorker(worker_of(model)))
+    if not turn.state.stopped and not list(turn.holders()):
         turn.state = replace(turn.state, stopped=True)
         turn.emit(ClearTimer(_DRAIN))
         turn.emit(Exit())

@@ -4,7 +4,7 @@ Times are seconds of a monotonic clock, sizes are bytes. Ids of requests, client
 the runtime (requests, clients) or the core (workers) hands out and never reuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -27,7 +27,11 @@ class StoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A registered model and where it is. `ctx` is what a load asks for, `given_ctx` what the resident one has."""
+    """A registered model and where it is.
+
+    `ctx` is what a load asks for unless a ticket says otherwise, `asked_ctx` what the last load did ask for and
+    `given_ctx` what the worker then gave, which may be rounded. `loaded_at`: when it last became ready.
+    """
 
     name: str
     shape: ModelShape
@@ -35,10 +39,12 @@ class Model:
     status: Status = Status.COLD
     since: float = 0.0
     worker: int | None = None
+    asked_ctx: int = 0
     given_ctx: int = 0
     planned_bytes: int = 0
     held_bytes: int = 0
     load_s: float = 0.0
+    loaded_at: float = 0.0
     reason: str = ""
     failures: tuple[float, ...] = ()
     retry_at: float = 0.0
@@ -67,6 +73,41 @@ class Ticket:
     ctx: int = 0
     force: bool = False
     reset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Who waits. Iterates over all tickets, oldest first; `by_model` holds the same tickets, model by model.
+
+    Two views, because a decision is about one model's line or about whoever waited longest, and neither may cost
+    a walk through the lines of all models.
+    """
+
+    by_request: Mapping[int, Ticket] = field(default_factory=dict)
+    by_model: Mapping[str, tuple[Ticket, ...]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self.by_request.values())
+
+    def __len__(self) -> int:
+        return len(self.by_request)
+
+    def of(self, name: str, want: Want | None = None) -> tuple[Ticket, ...]:
+        """The tickets that wait for a model, oldest first."""
+        line = self.by_model.get(name, ())
+        return line if want is None else tuple(t for t in line if t.want is want)
+
+    def joined(self, ticket: Ticket) -> "Line":
+        """The line with `ticket` at its end."""
+        theirs = (*self.by_model.get(ticket.model, ()), ticket)
+        return Line({**self.by_request, ticket.request: ticket}, {**self.by_model, ticket.model: theirs})
+
+    def left(self, ticket: Ticket) -> "Line":
+        """The line without `ticket`, which stands in it."""
+        by_request, by_model = dict(self.by_request), dict(self.by_model)
+        del by_request[ticket.request]
+        rest = tuple(t for t in by_model.pop(ticket.model) if t.request != ticket.request)
+        return Line(by_request, {**by_model, ticket.model: rest} if rest else by_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +197,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything the core knows. `limit_bytes`: what models may hold in all; `grants` orders clients by last grant."""
+    """Everything the core knows. `limit_bytes`: what models may hold in all.
+
+    `grants` orders clients by their last grant, or their first arrival since: who has the least goes next.
+    """
 
     rules: Rules = field(default_factory=Rules)
     models: Mapping[str, Model] = field(default_factory=dict)
-    waiting: tuple[Ticket, ...] = ()
+    waiting: Line = field(default_factory=Line)
     running: Mapping[int, Running] = field(default_factory=dict)
     switch: Switch | None = None
     active: str | None = None

@@ -10,7 +10,7 @@ no more. Called by `machine` after every event.
 
 from dataclasses import replace
 
-from h2qd.core.admission import effective_ctx, plan_of, satisfies
+from h2qd.core.admission import effective_ctx, fit_fault, load_fault, plan_of, satisfies, tell_cold
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
@@ -18,23 +18,24 @@ from h2qd.core.effects import (
     StartWorker,
     StopGeneration,
     StopWorker,
-    TellCold,
     TellResident,
     Timer,
 )
 from h2qd.core.failures import held_back
-from h2qd.core.records import Fault, Model, Phase, Released, Switch, Ticket, Want
-from h2qd.core.states import HOLDING, Move, Status
-from h2qd.core.turn import Turn
+from h2qd.core.records import Fault, Model, Phase, Released, State, Switch, Ticket, Want
+from h2qd.core.states import HOLDING, RESIDENT, Move, Status
+from h2qd.core.turn import Turn, worker_of
 
 
 def advance(turn: Turn) -> None:
-    """Take unloads and the switch as far as they go now, then begin the next switch."""
-    for model in list(turn.state.models.values()):
-        _advance_unload(turn, model)
-    switch = turn.state.switch
-    if switch is not None:
-        _advance_switch(turn, switch)
+    """Take the switch and unloads as far as they go now, then begin the next switch."""
+    if turn.state.switch is not None:
+        _advance_switch(turn, turn.state.switch)
+    for model in list(turn.holders()):
+        if turn.waiting_for(model.name, Want.COLD):
+            _advance_unload(turn, model)
+        elif model.status is Status.DRAINING and not _must_drain(turn.state, model.name):
+            turn.move(model.name, Move.RESUME, "nobody wants its memory any more")
     if turn.state.switch is None and not turn.state.stopping:
         _begin_next(turn)
 
@@ -44,32 +45,27 @@ def advance(turn: Turn) -> None:
 
 def _advance_unload(turn: Turn, model: Model) -> None:
     """Unload a model that a ticket wants cold: at once when it is idle or loading, else when its work has ended."""
-    tickets = turn.waiting_for(model.name, Want.COLD)
-    if not tickets or model.status not in HOLDING:
-        return
     if model.status is Status.LOADING:
-        _abandon_load(turn, model, Fault("load_cancelled", f"cannot load {model.name}: somebody unloaded it"))
+        _refuse_line(turn, model.name, Fault("load_cancelled", f"cannot load {model.name}: somebody unloaded it"))
+        _give_up_load(turn, model, "somebody unloaded it")
         return
     if model.status is Status.READY:
         model = turn.move(model.name, Move.DRAIN, "unload asked")
     if model.status is Status.DRAINING:
-        if any(ticket.force for ticket in tickets):
+        if any(ticket.force for ticket in turn.waiting_for(model.name, Want.COLD)):
             cut_off(turn, model, Fault("unloaded", f"cannot go on: {model.name} was unloaded by force"))
         if not turn.running_on(model.name):
             _release(turn, model)
 
 
-def _abandon_load(turn: Turn, model: Model, fault: Fault) -> None:
-    for want in (Want.INFER, Want.RESIDENT):
-        for ticket in turn.waiting_for(model.name, want):
-            turn.refuse(ticket, fault)
-    turn.move(model.name, Move.ABANDON)
-    turn.emit(StopWorker(_worker(model), at_once=True))
+def _must_drain(state: State, name: str) -> bool:
+    switch = state.switch
+    return state.stopping or (switch is not None and switch.phase is Phase.DRAIN and name in switch.victims)
 
 
 def _release(turn: Turn, model: Model) -> None:
     turn.move(model.name, Move.RELEASE)
-    turn.emit(StopWorker(_worker(model)))
+    turn.emit(StopWorker(worker_of(model)))
 
 
 def cut_off(turn: Turn, model: Model, fault: Fault) -> None:
@@ -77,12 +73,6 @@ def cut_off(turn: Turn, model: Model, fault: Fault) -> None:
     for running in turn.running_on(model.name):
         turn.emit(StopGeneration(running.ticket.request, running.worker))
         turn.refuse(running.ticket, fault)
-
-
-def _worker(model: Model) -> int:
-    if model.worker is None:
-        raise AssertionError(f"{model.name} is {model.status} without a worker")
-    return model.worker
 
 
 # --- the switch -------------------------------------------------------------------------------------
@@ -99,20 +89,18 @@ def _begin_next(turn: Turn) -> None:
         if ticket.want is Want.COLD:
             continue
         model = turn.model(ticket.model)
-        if model.status in (Status.READY, Status.DRAINING) and satisfies(model, ticket):
+        if model.status in RESIDENT and satisfies(model, ticket):
             continue  # it waits for a slot, or for an unload that was asked for to end
         if model.status is Status.UNLOADING or turn.waiting_for(model.name, Want.COLD):
             continue  # the unload comes first; its end brings us here again
-        _begin(turn, model, ticket)
-        return
+        fault = load_fault(turn, model, ticket)
+        if fault is None:
+            _begin(turn, model, ticket)
+            return
+        turn.refuse(ticket, fault)  # while it waited the model failed, or the limit fell
 
 
 def _begin(turn: Turn, target: Model, ticket: Ticket) -> None:
-    fault = held_back(target, turn.now, explicit=ticket.want is Want.RESIDENT)
-    if fault is not None:  # it failed while this ticket waited
-        turn.refuse(ticket, fault)
-        _begin_next(turn)
-        return
     victims = tuple(m.name for m in turn.holders())
     fallback = turn.state.active if turn.state.active in victims else None
     switch = Switch(
@@ -123,22 +111,11 @@ def _begin(turn: Turn, target: Model, ticket: Ticket) -> None:
         began=turn.now,
         victims=victims,
         fallback=fallback,
-        fallback_ctx=turn.model(fallback).given_ctx if fallback else 0,
+        fallback_ctx=turn.model(fallback).asked_ctx if fallback else 0,
     )
     turn.set_switch(switch)
-    if any(turn.running_on(name) or _in_line(turn, name) for name in victims):
+    if any(turn.running_on(name) for name in victims):
         turn.emit(SetTimer(Timer(Clock.PATIENCE, switch.serial), turn.now + turn.state.rules.patience_s))
-    _advance_switch(turn, switch)
-
-
-def _in_line(turn: Turn, name: str) -> bool:
-    """Whether requests wait that a victim would still serve while patience lasts.
-
-    Tickets that want the same model with another context wait for this very switch and do not count.
-    """
-    model = turn.model(name)
-    line = turn.waiting_for(name, Want.INFER)
-    return model.status is Status.READY and any(satisfies(model, ticket) for ticket in line)
 
 
 def _advance_switch(turn: Turn, switch: Switch) -> None:
@@ -148,32 +125,30 @@ def _advance_switch(turn: Turn, switch: Switch) -> None:
         case Phase.UNLOAD:
             _advance_victims(turn, switch)
         case Phase.LOAD:
-            _advance_load(turn, switch)
+            if not _wanted(turn, switch.target):
+                _give_up_load(turn, turn.model(switch.target), "nobody waits for it any more")
         case Phase.ROLLBACK:
-            pass  # ended by the fallback's WorkerReady or WorkerExited
+            pass  # its end is `loaded`, `load_failed`, or an unload that somebody asked for
 
 
 def _advance_drain(turn: Turn, switch: Switch) -> None:
     tickets = _wanted(turn, switch.target)
-    if not tickets:
-        _call_off(turn, switch)
+    if not tickets:  # nobody wants the target any more and nothing was unloaded: the old models go on
+        turn.emit(ClearTimer(Timer(Clock.PATIENCE, switch.serial)))
+        turn.set_switch(None)
         return
-    forced = any(ticket.force for ticket in tickets)
-    if forced:
+    if any(ticket.force for ticket in tickets):
         fault = Fault("unloaded", f"cannot go on: the memory was taken by force for {switch.target}")
         for name in switch.victims:
             cut_off(turn, turn.model(name), fault)
-    patient = switch.phase is Phase.PATIENCE and not forced
-    if any(turn.running_on(name) or (patient and _in_line(turn, name)) for name in switch.victims):
-        return
+    if any(turn.running_on(name) for name in switch.victims):
+        return  # while patience lasts, `serve` grants before this looks: the line in front of a victim counts as work
     turn.emit(ClearTimer(Timer(Clock.PATIENCE, switch.serial)))
     for name in switch.victims:
         model = turn.model(name)
-        if model.status in (Status.READY, Status.DRAINING):
+        if model.status in RESIDENT:
             _release(turn, model)
-    switch = replace(switch, phase=Phase.UNLOAD)
-    turn.set_switch(switch)
-    _advance_victims(turn, switch)
+    turn.set_switch(replace(switch, phase=Phase.UNLOAD))
 
 
 def patience_over(turn: Turn, serial: int) -> None:
@@ -187,42 +162,38 @@ def patience_over(turn: Turn, serial: int) -> None:
     turn.set_switch(replace(switch, phase=Phase.DRAIN))
 
 
-def _call_off(turn: Turn, switch: Switch) -> None:
-    """Nobody wants the target any more and nothing was unloaded: the old models go on."""
-    turn.emit(ClearTimer(Timer(Clock.PATIENCE, switch.serial)))
-    for name in switch.victims:
-        if turn.model(name).status is Status.DRAINING and not turn.waiting_for(name, Want.COLD):
-            turn.move(name, Move.RESUME, f"nobody waits for {switch.target} any more")
+def _advance_victims(turn: Turn, switch: Switch) -> None:
+    """Once the memory is back, load for the oldest ticket that still may; who began the switch may be gone."""
+    if any(turn.model(name).status in HOLDING for name in switch.victims):
+        return
+    target = turn.model(switch.target)
+    for ticket in _wanted(turn, target.name):
+        fault = load_fault(turn, target, ticket)
+        if fault is None:
+            ctx = effective_ctx(target, ticket.ctx)
+            _start_load(turn, target.name, ctx)
+            turn.set_switch(replace(switch, phase=Phase.LOAD, ctx=ctx))
+            return
+        turn.refuse(ticket, fault)
     turn.set_switch(None)
 
 
-def _advance_victims(turn: Turn, switch: Switch) -> None:
-    if any(turn.model(name).status in HOLDING for name in switch.victims):
-        return
-    if not _wanted(turn, switch.target):
-        turn.set_switch(None)
-        return
-    start_load(turn, switch.target, switch.ctx)
-    turn.set_switch(replace(switch, phase=Phase.LOAD))
-
-
-def start_load(turn: Turn, name: str, ctx: int) -> None:
+def _start_load(turn: Turn, name: str, ctx: int) -> None:
     """Have a new worker load a model."""
     model = turn.model(name)
     worker = turn.serial()
-    planned = plan_of(model, ctx).total_bytes
-    turn.move(name, Move.LOAD, worker=worker, given_ctx=ctx, planned_bytes=planned, held_bytes=0)
+    planned = plan_of(model, ctx, turn.state.rules.slots).total_bytes
+    turn.move(name, Move.LOAD, worker=worker, asked_ctx=ctx, given_ctx=ctx, planned_bytes=planned)
     turn.emit(StartWorker(worker, name, ctx))
 
 
-def _advance_load(turn: Turn, switch: Switch) -> None:
-    """Give a load up when nobody waits for it any more; its end is `committed` or `load_failed`."""
-    model = turn.model(switch.target)
-    if model.status is Status.LOADING and not _wanted(turn, switch.target):
-        turn.move(model.name, Move.ABANDON, "nobody waits for it any more")
-        turn.emit(StopWorker(_worker(model), at_once=True))
-    if turn.model(switch.target).status is not Status.LOADING:
-        turn.set_switch(replace(switch, phase=Phase.UNLOAD, victims=(switch.target,), fallback=None))
+def _give_up_load(turn: Turn, model: Model, why: str) -> None:
+    """End the switch that loads a model. Its worker is on its way out, as after any unload."""
+    switch = _switch_of(turn, model)
+    turn.set_switch(None)
+    _answer_losers(turn, switch, f"and the rollback was given up: {why}")
+    turn.move(model.name, Move.ABANDON, why)
+    turn.emit(StopWorker(worker_of(model), at_once=True))
 
 
 # --- how a load ends --------------------------------------------------------------------------------
@@ -230,10 +201,7 @@ def _advance_load(turn: Turn, switch: Switch) -> None:
 
 def released(turn: Turn, gone: Released) -> None:
     """A model is cold after an unload that was wanted: answer who waited for that, and note it in the switch."""
-    if turn.state.active == gone.model and turn.waiting_for(gone.model, Want.COLD):
-        turn.activate(None)
-    for ticket in turn.waiting_for(gone.model, Want.COLD):
-        turn.tell(ticket, TellCold(ticket.request, gone.model, gone))
+    tell_cold(turn, gone.model, gone)
     switch = turn.state.switch
     if switch is not None and gone.model in switch.victims:
         turn.set_switch(replace(switch, released=(*switch.released, gone)))
@@ -241,9 +209,7 @@ def released(turn: Turn, gone: Released) -> None:
 
 def loaded(turn: Turn, model: Model) -> None:
     """A load succeeded: commit the switch, or its rollback, and answer who waited for it."""
-    switch = turn.state.switch
-    if switch is None:
-        raise AssertionError(f"{model.name} was loaded outside of a switch")
+    switch = _switch_of(turn, model)
     was_active = turn.state.active
     turn.activate(model.name)
     turn.set_switch(None)
@@ -267,26 +233,51 @@ def loaded(turn: Turn, model: Model) -> None:
 
 def load_failed(turn: Turn, model: Model, fault: Fault) -> None:
     """A load failed: roll back to what was active, or give up. `model` is in its failed status already."""
-    switch = turn.state.switch
-    if switch is None:
-        raise AssertionError(f"{model.name} failed to load outside of a switch")
-    if switch.phase is Phase.ROLLBACK:
-        turn.set_switch(None)
+    switch = _switch_of(turn, model)
+    turn.set_switch(None)
+    fallback = _fallback(turn, switch)
+    if fallback is None:
         _answer_losers(turn, switch, f"and so did the rollback: {fault.message}")
         _refuse_line(turn, model.name, fault)
         return
-    fallback = switch.fallback
-    if fallback is None or held_back(turn.model(fallback), turn.now, explicit=True):
-        turn.set_switch(None)
-        _refuse_line(turn, model.name, fault)
-        return
-    if fallback != model.name:
-        for ticket in turn.waiting_for(model.name, Want.INFER):
+    losers = []
+    for ticket in _wanted(turn, model.name):
+        wanted_ctx = effective_ctx(model, ticket.ctx) if ticket.ctx else switch.fallback_ctx
+        if fallback == model.name and wanted_ctx == switch.fallback_ctx:
+            continue  # the rollback gives it what it wants
+        if ticket.want is Want.RESIDENT:
+            losers.append(ticket)
+        else:
             turn.refuse(ticket, fault)
-    losers = turn.waiting_for(model.name, Want.RESIDENT)
     turn.set_aside(losers)
-    start_load(turn, fallback, switch.fallback_ctx)
-    turn.set_switch(replace(switch, phase=Phase.ROLLBACK, victims=(), failure=fault, losers=losers))
+    _start_load(turn, fallback, switch.fallback_ctx)
+    turn.set_switch(replace(switch, phase=Phase.ROLLBACK, victims=(), failure=fault, losers=tuple(losers)))
+
+
+def _fallback(turn: Turn, switch: Switch) -> str | None:
+    """What to load again after a failure: what was active and still is, if it may be loaded. One rollback only."""
+    name = switch.fallback
+    if switch.phase is Phase.ROLLBACK or name is None or name != turn.state.active:
+        return None
+    model = turn.model(name)
+    if held_back(model, turn.now, explicit=True) or fit_fault(turn.state, model, switch.fallback_ctx):
+        return None
+    return name
+
+
+def leave_losers(turn: Turn, switch: Switch, request: int, fault: Fault) -> None:
+    """End a request that waits for the end of a rollback, if it does."""
+    for ticket in switch.losers:
+        if ticket.request == request:
+            turn.set_switch(replace(switch, losers=tuple(t for t in switch.losers if t is not ticket)))
+            turn.refuse(ticket, fault)
+
+
+def _switch_of(turn: Turn, model: Model) -> Switch:
+    """The switch that loads a model."""
+    if turn.state.switch is None:
+        raise AssertionError(f"{model.name} loads outside of a switch")
+    return turn.state.switch
 
 
 def _refuse_line(turn: Turn, name: str, fault: Fault) -> None:
@@ -295,6 +286,8 @@ def _refuse_line(turn: Turn, name: str, fault: Fault) -> None:
 
 
 def _answer_losers(turn: Turn, switch: Switch, ending: str) -> None:
-    failure = switch.failure or Fault("load_failed", f"cannot load {switch.target}")
+    if switch.failure is None:
+        return
+    heard = replace(switch.failure, because=(*switch.failure.because, ending))
     for ticket in switch.losers:
-        turn.refuse(ticket, replace(failure, because=(*failure.because, ending)))
+        turn.refuse(ticket, heard)

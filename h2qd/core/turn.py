@@ -5,7 +5,7 @@ its methods, so that a status never changes without a line in the model's story 
 never leaves the state without exactly one answer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,13 @@ from h2qd.core.effects import (
 )
 from h2qd.core.records import STORY_ENTRIES_MAX, Fault, Model, Running, State, StoryEntry, Switch, Ticket, Want
 from h2qd.core.states import HOLDING, Move, next_status
+
+
+def worker_of(model: Model) -> int:
+    """The worker of a model that holds memory."""
+    if model.worker is None:
+        raise AssertionError(f"{model.name} is {model.status} without a worker")
+    return model.worker
 
 
 class Turn:
@@ -91,14 +98,16 @@ class Turn:
     # --- requests ----------------------------------------------------------------------------------
 
     def wait(self, ticket: Ticket) -> None:
-        """Put a ticket at the end of the line."""
-        self.state = replace(self.state, waiting=(*self.state.waiting, ticket))
+        """Put a ticket at the end of the line. A client not known yet stands behind whoever waits already."""
+        self.state = replace(self.state, waiting=self.state.waiting.joined(ticket))
+        if ticket.client not in self.state.grants:
+            self._rank(ticket.client, self.state.serial)
         if ticket.deadline is not None:
             self.emit(SetTimer(Timer(Clock.DEADLINE, ticket.request), ticket.deadline))
 
     def waiting_for(self, name: str, want: Want | None = None) -> tuple[Ticket, ...]:
         """The tickets that wait for a model, oldest first."""
-        return tuple(t for t in self.state.waiting if t.model == name and (want is None or t.want is want))
+        return self.state.waiting.of(name, want)
 
     def running_on(self, name: str) -> tuple[Running, ...]:
         """The requests that run on a model."""
@@ -108,11 +117,8 @@ class Turn:
         """Let a waiting request run."""
         self._leave_line(ticket)
         running = {**self.state.running, ticket.request: Running(ticket, worker, self.now)}
-        serial = self.state.serial + 1
-        grants = {**self.state.grants, ticket.client: serial}
-        while len(grants) > _CLIENTS_KNOWN_MAX:
-            del grants[min(grants, key=grants.__getitem__)]
-        self.state = replace(self.state, running=running, serial=serial, grants=grants)
+        self.state = replace(self.state, running=running)
+        self._rank(ticket.client, self.serial())
         self.emit(StartGeneration(ticket.request, worker))
 
     def tell(self, ticket: Ticket, answer: TellResident | TellCold) -> None:
@@ -139,20 +145,29 @@ class Turn:
         changed = replace(running, ending=fault)
         self.state = replace(self.state, running={**self.state.running, running.ticket.request: changed})
 
-    def set_aside(self, tickets: tuple[Ticket, ...]) -> None:
+    def set_aside(self, tickets: Iterable[Ticket]) -> None:
         """Take tickets out of the line without an answer: a switch keeps them as its losers."""
         for ticket in tickets:
             self._leave_line(ticket)
 
     def _leave_line(self, ticket: Ticket) -> None:
-        if ticket in self.state.waiting:
-            rest = tuple(t for t in self.state.waiting if t.request != ticket.request)
-            self.state = replace(self.state, waiting=rest)
+        if ticket.request in self.state.waiting.by_request:
+            self.state = replace(self.state, waiting=self.state.waiting.left(ticket))
+
+    def _rank(self, client: int, rank: int) -> None:
+        grants = {**self.state.grants, client: rank}
+        if len(grants) > _CLIENTS_KNOWN_MAX:
+            del grants[min(grants, key=grants.__getitem__)]
+        self.state = replace(self.state, grants=grants)
 
     def _stop_running(self, request: int) -> None:
-        if request in self.state.running:
-            rest = {key: r for key, r in self.state.running.items() if key != request}
-            self.state = replace(self.state, running=rest)
+        running = self.state.running.get(request)
+        if running is None:
+            return
+        rest = {key: r for key, r in self.state.running.items() if key != request}
+        self.state = replace(self.state, running=rest)
+        if running.ending is not None:
+            self.emit(ClearTimer(Timer(Clock.CANCEL, request)))
 
     def _clear_deadline(self, ticket: Ticket) -> None:
         if ticket.deadline is not None:

@@ -78,8 +78,14 @@ EMPTY_BODY = b"\x80"
 
 
 def encode(value: msgspec.Struct) -> bytes:
-    """`value` as msgpack: maps with string keys, binary as bin."""
-    return _encoder.encode(value)
+    """`value` as msgpack: maps with string keys, binary as bin.
+
+    Raises `WireError` (invalid_request) for text that is no Unicode, such as a command-line argument of stray bytes.
+    """
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError as error:
+        raise WireError("invalid_request", f"cannot send text that is not Unicode: {shown(str(error))}") from None
 
 
 def request_frames(request: Request, body: msgspec.Struct | None = None) -> list[bytes]:

@@ -35,7 +35,7 @@ CHUNK_WINDOW_MAX = 4096
 """Chunks that may be under way to a client without a `stream.credit` from it."""
 
 HEARTBEAT_MS = 1000
-"""How often a request in flight is told that it is alive (a `progress` message)."""
+"""The longest silence about a request in flight: a `progress` message ends it where nothing else does."""
 
 TOKENS_MAX = 1_000_000
 STOPS_MAX = 16
@@ -43,6 +43,12 @@ STOP_CHARS_MAX = 256
 MESSAGES_MAX = 2048
 LOGIT_BIAS_MAX = 1024
 GRAMMAR_CHARS_MAX = 64 * 1024
+LAYERS_MAX = 1024
+"""Layers of a model, and so the length of every per-layer list."""
+
+LABEL_CHARS_MAX = 4096
+"""What a model file may say of itself in one string: its title, architecture, quantization."""
+
 NOTICES_KEPT = 512
 """Notices that a late subscriber can still ask for."""
 

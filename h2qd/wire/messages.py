@@ -4,6 +4,7 @@ Units: sizes in bytes (`_bytes`), durations in milliseconds (`_ms`), wall-clock 
 since 1970 (`_at_ms`). Requests refuse unknown keys, replies may grow. No field is untyped.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -14,6 +15,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 Path = Annotated[str, Meta(min_length=1, max_length=limits.PATH_CHARS_MAX)]
 Count = Annotated[int, Meta(ge=0, le=limits.ID_MAX)]
 Scalar = str | int | float | bool | None
+Label = Annotated[str, Meta(max_length=limits.LABEL_CHARS_MAX)]
+LayerCounts = Annotated[list[Count], Meta(max_length=limits.LAYERS_MAX)]
 
 
 class Ask(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,7 +47,7 @@ class ErrorReply(Say, frozen=True):
 
 
 class Progress(Say, frozen=True):
-    """A request is alive. Sent when its phase changes and at least every `HEARTBEAT_MS` while it is in flight.
+    """A request is alive. Sent when its phase changes, and when nothing else was said of it for `HEARTBEAT_MS`.
 
     `phase`: queued, draining, unloading, loading, inspecting, prefill, decode. `fraction` is 0..1 where known.
     """
@@ -168,32 +171,33 @@ class ModelFacts(Say, frozen=True):
 
     Per-layer lists have `layers` entries (or one, when all layers are alike). `kv_heads[i]` is 0 for a layer
     without attention. `sliding_window` is the window in tokens of the layers marked in `sliding`, 0 for none.
+    Bounded, because a worker that read a hostile file is who fills it in.
     """
 
-    format: str = "gguf"
-    architecture: str = ""
-    title: str = ""
-    quantization: str = ""
-    parameters: int = 0
-    file_bytes: int = 0
-    tensor_bytes: int = 0
-    context_length: int = 0
-    layers: int = 0
-    embedding: int = 0
-    feed_forward: int = 0
-    vocabulary: int = 0
-    heads: list[int] = []
-    kv_heads: list[int] = []
-    key_length: int = 0
-    value_length: int = 0
-    sliding_window: int = 0
-    sliding: list[bool] = []
-    recurrent_bytes: int = 0
+    format: Label = "gguf"
+    architecture: Label = ""
+    title: Label = ""
+    quantization: Label = ""
+    parameters: Count = 0
+    file_bytes: Count = 0
+    tensor_bytes: Count = 0
+    context_length: Count = 0
+    layers: Count = 0
+    embedding: Count = 0
+    feed_forward: Count = 0
+    vocabulary: Count = 0
+    heads: LayerCounts = []
+    kv_heads: LayerCounts = []
+    key_length: Count = 0
+    value_length: Count = 0
+    sliding_window: Count = 0
+    sliding: Annotated[list[bool], Meta(max_length=limits.LAYERS_MAX)] = []
+    recurrent_bytes: Count = 0
     chat_template: bool = False
 
 
 class ModelRow(Say, frozen=True):
-    """A registered model. `type`: local. `source`: config, or import."""
+    """A registered model. `type`: local. `available` is false, for `reason`, while its file cannot be used."""
 
     name: str
     type: str
@@ -282,7 +286,7 @@ class ConfigValue(Say, frozen=True):
     """One configuration key as it is in force. `source`: default, FILE:LINE, an environment variable or an option."""
 
     key: str
-    value: Scalar | list[str] | list[int]
+    value: Scalar | Sequence[str | int]
     source: str
 
 
@@ -383,7 +387,7 @@ class Unloaded(Say, frozen=True):
 
 # --- inference --------------------------------------------------------------------------------------
 
-Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenKey = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,9})\Z")]
 Prompt = Annotated[str, Meta(max_length=limits.PROMPT_BYTES_MAX)]
 Stop = Annotated[str, Meta(min_length=1, max_length=limits.STOP_CHARS_MAX)]
 Bias = Annotated[float, Meta(ge=-1000, le=1000)]
@@ -391,7 +395,10 @@ Grammar = Annotated[str, Meta(min_length=1, max_length=limits.GRAMMAR_CHARS_MAX)
 
 
 class Sampling(Ask, frozen=True):
-    """How tokens are chosen. `temperature` 0 is greedy. `seed` absent: the daemon draws one and tells it."""
+    """How tokens are chosen. `temperature` 0 is greedy. `seed` absent: the daemon draws one and tells it.
+
+    `logit_bias` maps a token's number, written in decimal, to what is added to its logit.
+    """
 
     temperature: Annotated[float, Meta(ge=0, le=10)] = 0.8
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 40
@@ -400,9 +407,7 @@ class Sampling(Ask, frozen=True):
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
     repeat_last_n: Annotated[int, Meta(ge=0, le=65536)] = 64
     seed: Annotated[int, Meta(ge=0, le=2**32 - 2)] | None = None
-    logit_bias: Annotated[
-        dict[str, Annotated[float, Meta(ge=-1000, le=1000)]], Meta(max_length=limits.LOGIT_BIAS_MAX)
-    ] = {}
+    logit_bias: Annotated[dict[TokenKey, Bias], Meta(max_length=limits.LOGIT_BIAS_MAX)] = {}
     grammar: Grammar | None = None
     json_schema: Grammar | None = None
 
@@ -427,7 +432,7 @@ class Infer(Generation, frozen=True, kw_only=True):
 class ChatMessage(Ask, frozen=True):
     """One turn of a conversation."""
 
-    role: Annotated[str, Meta(min_length=1, max_length=32, pattern="^[a-z]+$")]
+    role: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z]+\Z")]
     content: Prompt
 
 
@@ -502,7 +507,7 @@ class Credit(Ask, frozen=True):
 
 
 class Events(Ask, frozen=True):
-    """Subscribe to notices. `since`: replay those after this number that are still kept; `follow`: go on after them."""
+    """Subscribe to notices. `since`: those after this number that are still kept; `follow`: go on after them."""
 
     since: Count | None = None
     follow: bool = True

@@ -7,14 +7,21 @@ hostile files, so the supervisor bounds and validates what it says like any othe
 
 import struct
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
-from h2qd.wire.messages import ModelFacts
+from h2qd.wire.messages import Count, ModelFacts
 
 _HEAD = struct.Struct("!I")
+
+# What a worker says ends up in replies, so it keeps the rules of the wire: counts below 2**53, finite times.
+Ms = Annotated[float, Meta(ge=0, le=1e12)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Word = Annotated[str, Meta(max_length=64)]
+Reason = Annotated[str, Meta(max_length=16384)]
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, forbid_unknown_fields=True):
@@ -38,24 +45,24 @@ class Fork(_Message, frozen=True):
 class ZygoteReady(_Message, frozen=True):
     """Imports are done. `libraries` maps names to versions."""
 
-    pid: int
-    libraries: dict[str, str] = {}
+    pid: Count
+    libraries: Annotated[dict[Word, Word], Meta(max_length=64)] = {}
 
 
 class Forked(_Message, frozen=True):
     """The worker runs, as `pid`."""
 
-    worker: int
-    pid: int
+    worker: Count
+    pid: Count
 
 
 class Reaped(_Message, frozen=True):
     """The worker is gone. `status` is an exit code, or minus the signal; `peak_bytes` its largest resident set."""
 
-    worker: int
-    pid: int
-    status: int
-    peak_bytes: int
+    worker: Count
+    pid: Count
+    status: Annotated[int, Meta(ge=-255, le=255)]
+    peak_bytes: Count
 
 
 # --- supervisor -> worker ----------------------------------------------------------------------------
@@ -137,74 +144,74 @@ class StopWorker(_Message, frozen=True):
 class Loading(_Message, frozen=True):
     """Progress of a load or an inspection, 0..1."""
 
-    fraction: float
+    fraction: Fraction
 
 
 class Loaded(_Message, frozen=True):
     """The model is ready. `ctx` is what the context really holds; `load_ms` counts from LoadModel."""
 
-    ctx: int
-    load_ms: float
-    device: str = "cpu"
+    ctx: Count
+    load_ms: Ms
+    device: Word = "cpu"
 
 
 class LoadFailed(_Message, frozen=True):
     """The model cannot be loaded; the worker exits. `code` is one of the public codes."""
 
-    code: str
-    message: str
+    code: Word
+    message: Reason
 
 
 class Inspected(_Message, frozen=True):
     """What an InspectFile found. `identity` is (device, inode, size, mtime_ns)."""
 
     facts: ModelFacts
-    sha256: str
-    identity: list[int]
+    sha256: Word
+    identity: Annotated[list[int], Meta(max_length=4)]
 
 
 class Prefilling(_Message, frozen=True):
     """`done` of `total` prompt tokens are in the KV cache."""
 
-    request: int
-    done: int
-    total: int
+    request: Count
+    done: Count
+    total: Count
 
 
 class Text(_Message, frozen=True):
     """More of the answer: whole characters, of `tokens` tokens."""
 
-    request: int
+    request: Count
     text: str
-    tokens: int
+    tokens: Count
 
 
 class Generated(_Message, frozen=True):
     """The answer is complete. `finish`: stop, stop_string, length or cancelled. Times in ms."""
 
-    request: int
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    prefill_ms: float
-    first_token_ms: float
-    decode_ms: float
+    request: Count
+    finish: Word
+    prompt_tokens: Count
+    completion_tokens: Count
+    cached_tokens: Count
+    prefill_ms: Ms
+    first_token_ms: Ms
+    decode_ms: Ms
 
 
 class GenerationFailed(_Message, frozen=True):
     """The request cannot be answered; the worker goes on. `code` is one of the public codes."""
 
-    request: int
-    code: str
-    message: str
+    request: Count
+    code: Word
+    message: Reason
 
 
 class Pong(_Message, frozen=True):
     """Here. `beat` grows with every step of the engine; `busy` says that it should be growing."""
 
-    n: int
-    beat: int
+    n: Count
+    beat: Count
     busy: bool
 
 
@@ -221,14 +228,20 @@ to_zygote = msgspec.msgpack.Decoder(ToZygote)
 to_worker = msgspec.msgpack.Decoder(ToWorker)
 from_worker = msgspec.msgpack.Decoder(FromWorker)
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What these decoders raise at bytes that are no message: a reader treats each of them as a `ChannelError`."""
+
 
 class ChannelError(Exception):
     """The peer broke the framing or said something that is no message; the channel is of no further use."""
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """`message` as it travels. Raises `ChannelError` when it is larger than a frame may be."""
-    body = _encoder.encode(message)
+    """`message` as it travels. Raises `ChannelError` when it is larger than a frame may be, or holds no Unicode."""
+    try:
+        body = _encoder.encode(message)
+    except UnicodeEncodeError as error:
+        raise ChannelError(f"cannot send text that is not Unicode: {error}") from None
     if len(body) > WORKER_FRAME_BYTES_MAX:
         raise ChannelError(f"cannot send a message of {len(body)} bytes: at most {WORKER_FRAME_BYTES_MAX}")
     return _HEAD.pack(len(body)) + body

@@ -1,0 +1,9 @@
+"""The child processes: a zygote that has the imports done, and the workers forked from it, one engine each.
+
+Everything heavy or hostile lives here: native code, model files, large memory. A worker speaks
+`h2qd.wire.workers` over one socket, and its exit is the unload. Nothing of the supervisor is imported here.
+
+Reading order: `zygote` (forks and reaps), `process` (what Linux is told about each process), `libraries`
+(imports kept small), `loop` (a worker's two threads), `channel`, `engine` (the contract), then the
+engines: `llama` and, for tests, `fake`; `inspect` checks a file; `journal` writes to the daemon's log.
+"""

@@ -1,0 +1,317 @@
+"""The asyncio client: the methods of `Client`, as coroutines and asynchronous iterators.
+
+One connection carries all requests of the client, so any number of them can be under way at once. It belongs to
+the event loop that made its first request. A task that is cancelled while it waits cancels its request at the
+daemon. `timeout` and `silence_s` are in seconds and mean what they mean for `Client`.
+"""
+# ruff: noqa: ASYNC109  # a timeout here is the request's deadline, which the daemon is told and keeps
+
+from collections.abc import AsyncIterator, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Literal, Self, Unpack, overload
+
+import msgspec
+import zmq.asyncio
+
+from h2qctl import address, asks
+from h2qctl.asks import Options, Turn
+from h2qctl.channel import SETTLE_S
+from h2qctl.client import SILENCE_S
+from h2qctl.errors import H2qError
+from h2qctl.flow import OnProgress, Reply, expect
+from h2qctl.line import AsyncFlow, Line
+from h2qd.wire import messages as m
+
+
+class AsyncStream:
+    """The text of an answer as it comes. `answer` is None until the end, then the whole answer with all its text."""
+
+    def __init__(self, flow: AsyncFlow) -> None:
+        self.answer: m.Answer | None = None
+        self._flow = flow
+        self._pieces: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        async for delta in self._flow:
+            text = expect(delta, m.Delta).text
+            self._pieces.append(text)
+            return text
+        if self.answer is not None or self._flow.end is None:
+            raise StopAsyncIteration
+        end = expect(self._flow.end, m.Answer)
+        self.answer = msgspec.structs.replace(end, text="".join((*self._pieces, end.text)))
+        if not end.text:
+            raise StopAsyncIteration
+        return end.text
+
+    def cancel(self) -> None:
+        """Be done: cancel the request at the daemon unless it has ended."""
+        self._flow.cancel()
+
+
+class AsyncWatch:
+    """Notices as they come. `end` is None until the daemon ends the subscription."""
+
+    end: m.EventsEnd | None = None
+
+    def __init__(self, flow: AsyncFlow) -> None:
+        self._flow = flow
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __aiter__(self) -> AsyncIterator[m.Notice]:
+        return self
+
+    async def __anext__(self) -> m.Notice:
+        async for notice in self._flow:
+            return expect(notice, m.Notice)
+        if self._flow.end is not None:
+            self.end = expect(self._flow.end, m.EventsEnd)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Be done: cancel the subscription at the daemon unless it has ended."""
+        self._flow.cancel()
+
+
+class AsyncClient:
+    """A client of the daemon at `socket` (a path; see `address.find` for the default)."""
+
+    def __init__(
+        self, socket: str | None = None, *, timeout: float | None = None, silence_s: float = SILENCE_S
+    ) -> None:
+        self.socket, _ = address.find(socket)
+        self._timeout = timeout
+        self._silence_s = silence_s
+        self._closed = False
+        self._context = zmq.asyncio.Context()
+        self._line: Line | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel what is in flight and hang up. Calls that still wait in other tasks end with an error."""
+        self._closed = True
+        if self._line is not None:
+            await self._line.close(SETTLE_S)
+        self._context.term()
+
+    # --- looking ------------------------------------------------------------------------------------
+
+    async def hello(self, client: str = "", *, timeout: float | None = None) -> m.HelloReply:
+        """What the daemon speaks, its limits, and what this user may do."""
+        return await self._run("session.hello", m.Hello(client), m.HelloReply, timeout)
+
+    async def status(self, *, timeout: float | None = None) -> m.Status:
+        """The daemon at a glance."""
+        return await self._run("daemon.status", m.Empty(), m.Status, timeout)
+
+    async def version(self, *, timeout: float | None = None) -> m.Version:
+        """Versions of the daemon and of what it runs on."""
+        return await self._run("daemon.version", m.Empty(), m.Version, timeout)
+
+    async def config(self, *, timeout: float | None = None) -> m.Config:
+        """The configuration in force, and where each value comes from."""
+        return await self._run("daemon.config", m.Empty(), m.Config, timeout)
+
+    async def doctor(self, *, timeout: float | None = None) -> m.Doctor:
+        """What the daemon finds wrong with its surroundings."""
+        return await self._run("daemon.doctor", m.Empty(), m.Doctor, timeout)
+
+    async def ps(self, *, timeout: float | None = None) -> m.Ps:
+        """Which models hold memory, and which requests run."""
+        return await self._run("model.ps", m.Empty(), m.Ps, timeout)
+
+    async def models(self, *, timeout: float | None = None) -> m.Models:
+        """All registered models."""
+        return await self._run("model.list", m.Empty(), m.Models, timeout)
+
+    async def show(self, model: str, *, timeout: float | None = None) -> m.Show:
+        """All that is known of a model."""
+        return await self._run("model.show", m.OfModel(model), m.Show, timeout)
+
+    async def explain(self, model: str, *, timeout: float | None = None) -> m.Explain:
+        """The story of a model's transitions."""
+        return await self._run("model.explain", m.OfModel(model), m.Explain, timeout)
+
+    async def plan(self, model: str, *, ctx: int | None = None, timeout: float | None = None) -> m.Plan:
+        """The memory, in bytes, that a load with `ctx` tokens of context would take."""
+        return await self._run("model.plan", m.PlanAsk(model, ctx), m.Plan, timeout)
+
+    def events(self, since: int | None = None, *, follow: bool = True, timeout: float | None = None) -> AsyncWatch:
+        """Notices: those after number `since` that are still kept, then, with `follow`, whatever happens."""
+        return AsyncWatch(self._flow("events.watch", m.Events(since, follow), timeout))
+
+    # --- models and residency -----------------------------------------------------------------------
+
+    async def import_model(
+        self,
+        path: str | PathLike[str],
+        name: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Imported:
+        """Register a model file where it lies. A relative path counts from this process's folder."""
+        return await self._run("model.import", asks.import_file(path, name), m.Imported, timeout, on_progress)
+
+    async def remove(self, model: str, *, timeout: float | None = None) -> m.Removed:
+        """Forget a model; its file stays."""
+        return await self._run("model.remove", m.OfModel(model), m.Removed, timeout)
+
+    async def load(
+        self,
+        model: str,
+        *,
+        ctx: int | None = None,
+        force: bool = False,
+        reset: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Residency:
+        """Make a model resident. `force` cuts off running work on what must go; `reset` forgets its failures."""
+        return await self._run("model.load", m.Load(model, ctx, reset, force), m.Residency, timeout, on_progress)
+
+    async def unload(
+        self,
+        model: str | None = None,
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Unloaded:
+        """Take a model's memory back; the active one's when none is named."""
+        return await self._run("model.unload", m.Unload(model, force), m.Unloaded, timeout, on_progress)
+
+    async def switch(
+        self,
+        model: str,
+        *,
+        ctx: int | None = None,
+        force: bool = False,
+        reset: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Residency:
+        """Make a model the active one, unloading what must go."""
+        return await self._run("model.switch", m.Load(model, ctx, reset, force), m.Residency, timeout, on_progress)
+
+    # --- inference ----------------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        prompt: str,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Options],
+    ) -> m.Answer:
+        """Continue `prompt` with `model`, or with the active one. The answer's `text` is whole."""
+        body = asks.infer(prompt, model, options, stream=False)
+        return await self._run("infer.text", body, m.Answer, timeout, on_progress)
+
+    def stream(
+        self,
+        prompt: str,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncStream:
+        """As `infer`, piece by piece: iterate, then read the stream's `answer`."""
+        body = asks.infer(prompt, model, options, stream=True)
+        return AsyncStream(self._flow("infer.text", body, timeout, on_progress))
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Turn],
+        model: str | None = None,
+        *,
+        stream: Literal[False] = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Options],
+    ) -> m.Answer: ...
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Turn],
+        model: str | None = None,
+        *,
+        stream: Literal[True],
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncStream: ...
+
+    async def chat(
+        self,
+        messages: Sequence[Turn],
+        model: str | None = None,
+        *,
+        stream: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Options],
+    ) -> m.Answer | AsyncStream:
+        """Answer a conversation through the model's own template; with `stream`, piece by piece."""
+        body = asks.chat(messages, model, options, stream=stream)
+        if stream:
+            return AsyncStream(self._flow("infer.chat", body, timeout, on_progress))
+        return await self._run("infer.chat", body, m.Answer, timeout, on_progress)
+
+    async def cancel(self, request: str, *, timeout: float | None = None) -> m.Cancelled:
+        """Cancel any request by the name that `ps` shows. One's own streams have a `cancel` of their own."""
+        return await self._run("request.cancel", m.Cancel(request=request), m.Cancelled, timeout)
+
+    # --- how ----------------------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        op: str,
+        body: m.Ask,
+        kind: type[Reply],
+        timeout: float | None,
+        on_progress: OnProgress | None = None,
+    ) -> Reply:
+        return await self._flow(op, body, timeout, on_progress).finish(kind)
+
+    def _flow(self, op: str, body: m.Ask, timeout: float | None, on_progress: OnProgress | None = None) -> AsyncFlow:
+        limit_s = self._timeout if timeout is None else timeout
+        return AsyncFlow(self._connected(), op, body, limit_s, on_progress)
+
+    def _connected(self) -> Line:
+        """The connection; a new one when there is none or it was lost."""
+        if self._closed:
+            raise H2qError("unreachable", "cannot go on: this client was closed", "open a new client")
+        if self._line is None or self._line.closed:
+            self._line = Line(self._context, self.socket, self._silence_s)
+        return self._line

@@ -1,0 +1,58 @@
+"""Request bodies from what a caller wrote: the conversions that both clients and all verbs share.
+
+An option that is absent or None stays off the wire, so that the daemon's default holds. Values are checked
+by the daemon, which is the only judge; here only the forms that Python offers are brought to the wire's form.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypedDict
+
+from h2qd.wire import messages as m
+
+Turn = Mapping[str, str] | m.ChatMessage
+
+
+class Options(TypedDict, total=False):
+    """What infer and chat take beside the text; see `h2qd.wire.messages.Generation` for meanings and ranges."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    logit_bias: Mapping[int | str, float] | None
+    grammar: str | None
+    json_schema: str | None
+    window: int | None
+
+
+def import_file(path: str | PathLike[str], name: str | None) -> m.Import:
+    """The body that registers the file at `path`; a relative path counts from this process's folder."""
+    return m.Import(str(Path(fspath(path)).absolute()), name)
+
+
+def infer(prompt: str, model: str | None, options: Options, *, stream: bool) -> m.Infer:
+    """The body that continues `prompt`. Raises TypeError on an option that does not exist."""
+    return m.Infer(prompt=prompt, model=model, stream=stream, **_fields(options))
+
+
+def chat(messages: Sequence[Turn], model: str | None, options: Options, *, stream: bool) -> m.Chat:
+    """The body that answers `messages`, each a `ChatMessage` or a mapping with `role` and `content`."""
+    turns = [turn if isinstance(turn, m.ChatMessage) else m.ChatMessage(**turn) for turn in messages]
+    return m.Chat(messages=turns, model=model, stream=stream, **_fields(options))
+
+
+def _fields(options: Options) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if "stop" in fields:
+        fields["stop"] = [fields["stop"]] if isinstance(fields["stop"], str) else list(fields["stop"])
+    if "logit_bias" in fields:
+        fields["logit_bias"] = {str(token): bias for token, bias in fields["logit_bias"].items()}
+    return fields

@@ -1,0 +1,273 @@
+"""The keys: every section a frozen struct, every key with its default, its kind and its meaning.
+
+This is the one list of keys. The reader walks it, `reference` prints it, and tests compare configs/edge.yaml
+and configs/README.md with it. Attributes carry their unit (`patience_s`, `safety_buffer_bytes`); the key in
+the file is the same name without it (`patience`). It reads nothing and knows no file.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from h2qd.config.kinds import (
+    Choice,
+    Duration,
+    FilePath,
+    Flag,
+    Kind,
+    Mode,
+    Share,
+    Size,
+    UserList,
+    Users,
+    Whole,
+)
+from h2qd.config.units import Amount
+from h2qd.wire.catalogue import Access
+from h2qd.wire.limits import DEADLINE_MS_MAX
+from h2qd.wire.messages import ConfigValue
+
+SOCKET_PATH_BYTES_MAX = 100
+"""`sun_path` has 108 bytes; the rest is for suffixes of sockets beside the first."""
+
+MODELS_MAX = 256
+"""Entries of `models`."""
+
+_SHORTEST_S = 0.01
+_DAY_S = 86400.0
+_CTX = Whole(64, 10_000_000)
+
+
+class Key(msgspec.Struct, frozen=True):
+    """What is known of a key besides its type. `default`: the default in words, where it is computed."""
+
+    meaning: str
+    kind: Kind
+    default: str = ""
+
+
+def _file_name(attribute: str) -> str:
+    """The key in the file: the attribute without its unit."""
+    return attribute.removesuffix("_s").removesuffix("_bytes")
+
+
+class Section(msgspec.Struct, frozen=True, rename=_file_name):
+    """Base of all sections."""
+
+
+class Socket(Section, frozen=True):
+    """The control socket."""
+
+    path: Annotated[
+        str,
+        Key(
+            "where clients connect",
+            FilePath(SOCKET_PATH_BYTES_MAX),
+            "$RUNTIME_DIRECTORY/h2qd.sock under systemd; /run/h2qd/h2qd.sock for root; "
+            "$XDG_RUNTIME_DIR/h2qd/h2qd.sock; else /tmp/h2qd-UID/h2qd.sock",
+        ),
+    ]
+    mode: Annotated[int, Key("permission bits of the socket file", Mode())] = 0o660
+
+
+class AccessLists(Section, frozen=True):
+    """Who may do what; each list includes what the next one may do."""
+
+    admin: Annotated[
+        Users, Key("may load, unload and register models; root and the daemon's own user always may", UserList())
+    ] = Users()
+    use: Annotated[Users, Key("may use the models that are there", UserList())] = Users()
+    read: Annotated[Users, Key("may look, and nothing else", UserList())] = Users()
+
+    def level(self, uid: int, own_uid: int) -> Access | None:
+        """What the user `uid` may do with a daemon that runs as `own_uid`; None: not even connect."""
+        if uid in (0, own_uid) or self.admin.allows(uid):
+            return Access.ADMIN
+        if self.use.allows(uid):
+            return Access.USE
+        return Access.READ if self.read.allows(uid) else None
+
+
+class Log(Section, frozen=True):
+    """What is logged, to standard error."""
+
+    level: Annotated[
+        str, Key("the least severe lines that are written", Choice(("debug", "info", "warning", "error")))
+    ] = "info"
+    format: Annotated[
+        str, Key("JSON lines or words; auto: words on a terminal, else JSON", Choice(("auto", "json", "console")))
+    ] = "auto"
+
+
+class Residency(Section, frozen=True):
+    """Which models hold memory."""
+
+    policy: Annotated[
+        str, Key("exclusive: one model at a time, a switch unloads every other", Choice(("exclusive",)))
+    ] = "exclusive"
+    patience_s: Annotated[
+        float,
+        Key("how long a waiting switch lets new work start on the model it must drain", Duration(0, 600.0)),
+    ] = 2.0
+    restore: Annotated[bool, Key("load the model that was active last when the daemon starts", Flag())] = True
+
+
+class Requests(Section, frozen=True):
+    """Admission of requests."""
+
+    queue_max: Annotated[int, Key("requests that may wait for one model", Whole(1, 10_000))] = 64
+    deadline_s: Annotated[
+        float,
+        Key("time an inference request has when it names none", Duration(_SHORTEST_S, DEADLINE_MS_MAX / 1000)),
+    ] = 600.0
+
+
+class Worker(Section, frozen=True):
+    """The processes that hold models."""
+
+    start_timeout_s: Annotated[float, Key("time a new worker has until it answers", Duration(_SHORTEST_S, 600.0))] = (
+        10.0
+    )
+    load_timeout_s: Annotated[float, Key("time a load may take", Duration(_SHORTEST_S, _DAY_S))] = 600.0
+    stop_grace_s: Annotated[
+        float,
+        Key("time between the steps of stopping a worker: ask, SIGTERM, SIGKILL", Duration(_SHORTEST_S, 600.0)),
+    ] = 5.0
+    stall_timeout_s: Annotated[
+        float, Key("a busy engine that makes no step for this long is hung", Duration(_SHORTEST_S, 3600.0))
+    ] = 60.0
+    cancel_grace_s: Annotated[
+        float, Key("time a cancelled request has to end before its worker is killed", Duration(_SHORTEST_S, 600.0))
+    ] = 5.0
+    threads: Annotated[int, Key("threads of an engine; 0: as many as there are cores for it", Whole(0, 1024))] = 0
+    nice: Annotated[int, Key("scheduling priority; larger yields more", Whole(-20, 19))] = 0
+    oom_score_adj: Annotated[
+        int, Key("how readily the kernel kills a worker when memory runs out", Whole(0, 1000))
+    ] = 900
+    ping_interval_s: Annotated[
+        float, Key("how often a worker is asked whether it still moves", Duration(_SHORTEST_S, 60.0))
+    ] = 2.0
+
+
+class Shutdown(Section, frozen=True):
+    """The end of the daemon."""
+
+    drain_s: Annotated[float, Key("time running requests have to end after SIGTERM", Duration(0, 3600.0))] = 20.0
+
+
+class Failures(Section, frozen=True):
+    """Models that fail."""
+
+    backoff_first_s: Annotated[
+        float, Key("wait after the first failure; it doubles with each", Duration(_SHORTEST_S, 3600.0))
+    ] = 0.5
+    backoff_max_s: Annotated[float, Key("the longest such wait", Duration(_SHORTEST_S, 3600.0))] = 30.0
+    breaker_count: Annotated[
+        int, Key("failures within the window after which a model is given up", Whole(1, 100))
+    ] = 5
+    breaker_window_s: Annotated[float, Key("the window in which failures count", Duration(_SHORTEST_S, _DAY_S))] = (
+        60.0
+    )
+
+
+class Memory(Section, frozen=True):
+    """Memory for models."""
+
+    limit: Annotated[
+        Amount,
+        Key(
+            "for all models together; a share is of what the machine and the daemon's own cgroup allow", Share(2**20)
+        ),
+    ] = Amount(percent=90)
+    safety_buffer_bytes: Annotated[int, Key("memory that must stay free beyond every plan", Size(2**40))] = (
+        256 * 2**20
+    )
+
+
+class ModelDefaults(Section, frozen=True):
+    """What holds for models that say nothing else."""
+
+    ctx: Annotated[int, Key("context in tokens, bounded by what the model was made for", _CTX)] = 4096
+
+
+class Model(Section, frozen=True):
+    """One model of the map `models`."""
+
+    path: Annotated[str, Key("the model file; a relative path starts at this file's folder", FilePath(), "required")]
+    ctx: Annotated[int | None, Key("context in tokens", _CTX, "model.ctx")] = None
+    backend: Annotated[str, Key("the engine; fake is a scripted one for tests", Choice(("llama", "fake")))] = "llama"
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """All keys."""
+
+    socket: Socket
+    access: AccessLists = AccessLists()
+    state_dir: Annotated[
+        str,
+        Key(
+            "where the daemon keeps what it must remember",
+            FilePath(),
+            "$STATE_DIRECTORY under systemd; /var/lib/h2qd for root; $XDG_STATE_HOME/h2qd; else ~/.local/state/h2qd",
+        ),
+    ]
+    log: Log = Log()
+    residency: Residency = Residency()
+    requests: Requests = Requests()
+    worker: Worker = Worker()
+    shutdown: Shutdown = Shutdown()
+    failures: Failures = Failures()
+    memory: Memory = Memory()
+    model: ModelDefaults = ModelDefaults()
+    models: dict[str, Model] = {}
+
+
+class Config(Settings, frozen=True, kw_only=True):
+    """Settings in force. `file`: what was read, empty for none. `sources`: key to where its value comes from."""
+
+    file: str
+    sources: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def values(self) -> list[ConfigValue]:
+        """Every key in force, models included, in the order of the schema, as a file may say it."""
+        rows = [self._row(key, spec, self) for key, spec in KEYS.items()]
+        for name, model in self.models.items():
+            rows += [self._row(f"models.{name}.{key}", spec, model, key) for key, spec in MODEL_KEYS.items()]
+        return rows
+
+    def _row(self, key: str, spec: Key, section: Section, below: str = "") -> ConfigValue:
+        value = value_at(section, below or key)
+        shown = None if value is None else spec.kind.show(value)
+        return ConfigValue(key, shown, self.sources.get(key, "default"))
+
+
+def value_at(section: Section, key: str) -> Any:
+    """The value of the dotted `key` below `section`."""
+    value: Any = section
+    for name in key.split("."):
+        value = getattr(value, _attribute(type(value), name))
+    return value
+
+
+def _attribute(section: type[Section], name: str) -> str:
+    return next(field.name for field in msgspec.structs.fields(section) if field.encode_name == name)
+
+
+def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    hints = get_type_hints(section, include_extras=True)
+    for field in msgspec.structs.fields(section):
+        hint = hints[field.name]
+        key = prefix + field.encode_name
+        if get_origin(hint) is Annotated:
+            yield key, get_args(hint)[1]
+        elif isinstance(hint, type) and issubclass(hint, Section):
+            yield from _walk(hint, f"{key}.")
+
+
+KEYS: dict[str, Key] = dict(_walk(Settings))
+"""Every dotted key outside of `models`."""
+
+MODEL_KEYS: dict[str, Key] = dict(_walk(Model))
+"""The keys of one entry of `models`."""

@@ -1,0 +1,173 @@
+"""The flat table: checked values and their sources by dotted key, taken from a tree of texts and from overrides.
+
+`reader` fills it in order of precedence and builds a `Config` from it. It holds what was wrong, too, and goes on
+after each mistake: the invariant is that a key has a value here only if that value passed its kind.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from h2qd.config import document
+from h2qd.config.faults import Fault
+from h2qd.config.kinds import FilePath, UserList, Users
+from h2qd.config.schema import KEYS, MODEL_KEYS, MODELS_MAX, Key
+from h2qd.wire.names import name_fault, shown
+
+_SHOWN_CHARS_MAX = 80
+
+
+class Table:
+    """Values by dotted key. `models` has the values of each model by the keys of `MODEL_KEYS`."""
+
+    def __init__(self, file: str) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        self.faults: list[Fault] = []
+        self._file = file
+        self._folder = str(Path(file).parent)
+
+    def refuse(self, where: str, key: str, text: str) -> None:
+        """Note a mistake."""
+        self.faults.append(Fault(where, key, text))
+
+    def take(self, text: str, key: str, *, where: str, folder: str, source: str) -> None:
+        """Check the text of a key outside of `models` and keep its value. Relative paths start at `folder`."""
+        self._take(text, key, KEYS[key], where=where, folder=folder, source=source)
+
+    def read(self, top: document.Mapping) -> None:
+        """Take all that a file says."""
+        self._section(top, "")
+
+    # --- sections ---------------------------------------------------------------------------------
+
+    def _section(self, node: document.Mapping, prefix: str) -> None:
+        """Take the keys below `prefix`, which is "" or ends in a dot."""
+        here = {key.removeprefix(prefix).split(".")[0] for key in KEYS if key.startswith(prefix)}
+        for name, below in node.entries.items():
+            key, where = prefix + name, self._where(node.lines[name])
+            if key == "models":
+                self._models(below)
+            elif name not in here:
+                self.refuse(where, key, _unknown(name, prefix, here | ({"models"} if not prefix else set())))
+            elif key in KEYS:
+                self._leaf(below, where, key, KEYS[key])
+            elif isinstance(below, document.Mapping):
+                self._section(below, f"{key}.")
+            elif not _absent(below):
+                self.refuse(where, key, f"cannot use {_words(below)}: it must be a map of keys")
+
+    def _models(self, node: document.Node) -> None:
+        where = self._where(node.line)
+        if not isinstance(node, document.Mapping):
+            if not _absent(node):
+                self.refuse(where, "models", f"cannot use {_words(node)}: it must be a map of models")
+            return
+        if len(node.entries) > MODELS_MAX:
+            self.refuse(where, "models", f"cannot use {len(node.entries)} models: at most {MODELS_MAX}")
+            return
+        for name, below in node.entries.items():
+            key, where = f"models.{name}", self._where(node.lines[name])
+            if fault := name_fault(name):
+                self.refuse(where, key, f"cannot use this name for a model: {fault}")
+            elif isinstance(below, document.Mapping):
+                self._model(below, where, name)
+            elif not isinstance(below, document.Broken):
+                self.refuse(where, key, f"cannot use {_words(below)}: it must be a map with a path")
+
+    def _model(self, node: document.Mapping, where: str, name: str) -> None:
+        prefix = f"models.{name}."
+        for part, below in node.entries.items():
+            line = self._where(node.lines[part])
+            if part in MODEL_KEYS:
+                self._leaf(below, line, prefix + part, MODEL_KEYS[part])
+            else:
+                self.refuse(line, prefix + part, _unknown(part, prefix, set(MODEL_KEYS)))
+        if "path" not in node.entries:
+            self.refuse(where, f"{prefix}path", "cannot do without this key: a model needs a file")
+        # Model values move out of the flat table: names may hold dots, so their keys are for people only.
+        self.models[name] = {
+            part: self.values.pop(prefix + part) for part in MODEL_KEYS if prefix + part in self.values
+        }
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def _leaf(self, node: document.Node, where: str, key: str, spec: Key) -> None:
+        source = f"{Path(self._file).name}:{node.line}"
+        if isinstance(node, document.Broken):
+            return
+        if isinstance(node, document.Scalar) and node.empty:
+            self.refuse(where, key, "cannot use an empty value: leave the key out for its default")
+        elif isinstance(node, document.Sequence) and isinstance(spec.kind, UserList):
+            self.values[key] = self._users(node, key, spec.kind)
+            self.sources[key] = source
+        elif isinstance(node, document.Scalar) and not isinstance(spec.kind, UserList):
+            self._take(node.text, key, spec, where=where, folder=self._folder, source=source)
+        else:
+            self.refuse(where, key, f"cannot use {_words(node)}: it must be a {spec.kind.words}")
+
+    def _users(self, node: document.Sequence, key: str, kind: UserList) -> Users:
+        named: dict[str, int | None] = {}
+        for item in node.items:
+            if isinstance(item, document.Scalar):
+                try:
+                    named[item.text] = kind.parse(item.text)
+                except ValueError as error:
+                    self.refuse(self._where(item.line), key, f"cannot use {_quoted(item.text)}: {error}")
+            elif not isinstance(item, document.Broken):
+                self.refuse(self._where(item.line), key, f"cannot use {_words(item)}: it must be a user name or uid")
+        return Users(tuple(named), frozenset(uid for uid in named.values() if uid is not None))
+
+    def _take(self, text: str, key: str, spec: Key, *, where: str, folder: str, source: str) -> None:
+        if isinstance(spec.kind, FilePath) and text:
+            text = str(Path(folder).absolute() / text)
+        try:
+            self.values[key] = spec.kind.parse(text)
+        except ValueError as error:
+            self.refuse(where, key, f"cannot use {_quoted(text)}: {error}")
+        else:
+            self.sources[key] = source
+
+    def _where(self, line: int) -> str:
+        return f"{self._file}:{line}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is nearest to `name`, if any is near."""
+    # Only a bounded part of a hostile name takes part: difflib's time grows with its square.
+    near = difflib.get_close_matches(name[:_SHOWN_CHARS_MAX], list(known), 1)
+    return near[0] if near else None
+
+
+def _unknown(name: str, prefix: str, here: set[str]) -> str:
+    """What to say of the unknown key `name` where the keys `here` are possible."""
+    if prefix + name in KEYS:
+        return "cannot use a dotted key: each part stands on a line of its own, indented below the one before"
+    if near := nearest(name, sorted(here)):
+        return f"cannot use an unknown key: did you mean {prefix}{near}?"
+    # Perhaps it is right and stands in the wrong section.
+    by_last_part = {key.rpartition(".")[2]: key for key in KEYS}
+    if near := nearest(name, by_last_part):
+        return f"cannot use an unknown key: did you mean {by_last_part[near]}?"
+    return f"cannot use an unknown key: known here are {', '.join(sorted(here))}"
+
+
+def _absent(node: document.Node) -> bool:
+    """Whether nothing stands there (a section whose keys are all commented out), or something refused already."""
+    return isinstance(node, document.Broken) or (isinstance(node, document.Scalar) and node.empty)
+
+
+def _words(node: document.Node) -> str:
+    match node:
+        case document.Scalar():
+            return _quoted(node.text)
+        case document.Sequence():
+            return "a list"
+        case _:
+            return "a map"
+
+
+def _quoted(text: str) -> str:
+    return f"'{shown(text, _SHOWN_CHARS_MAX)}'"

@@ -1,0 +1,354 @@
+"""The composition root: configuration in, a running daemon out, and its orderly end.
+
+Builds every adapter, ties them to the supervisor, serves until the core says that nothing is left, and takes
+things down in reverse. Decides nothing itself. Called by `__main__`.
+"""
+
+import asyncio
+import contextlib
+import os
+import platform
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgpack
+import msgspec
+import psutil
+import structlog
+import zmq
+
+from h2qd import __version__
+from h2qd.config import Config
+from h2qd.core.events import LimitRead, ModelRegistered, RequestArrived, StopAsked, TimerFired
+from h2qd.core.records import Rules, Ticket, Want
+from h2qd.errors import StartError
+from h2qd.runtime import views
+from h2qd.runtime.calls import Call, Calls
+from h2qd.runtime.commands import Commands, Surroundings
+from h2qd.runtime.doctor import examine
+from h2qd.runtime.imports import ImportFault, Imports
+from h2qd.runtime.meter import memory_available, memory_limit, rss_bytes, tree_pss
+from h2qd.runtime.notices import Notices
+from h2qd.runtime.notify import Notifier
+from h2qd.runtime.perform import Performer
+from h2qd.runtime.residents import Residents
+from h2qd.runtime.server import Client, Server, SocketInUseError
+from h2qd.runtime.shapes import shape_of
+from h2qd.runtime.supervisor import Supervisor
+from h2qd.runtime.timers import Timers
+from h2qd.runtime.workers import Patience
+from h2qd.runtime.zygote import Zygote
+from h2qd.store.lock import LockedError, StateLock
+from h2qd.store.registry import Manifest, Registry
+from h2qd.wire import messages as m
+from h2qd.wire.catalogue import Access
+from h2qd.wire.frames import Request
+from h2qd.wire.limits import HEARTBEAT_MS, PROTOCOL_VERSION
+
+log = structlog.get_logger()
+
+_FILES_OPEN = 65536
+_RESTORE_REQUEST = 0
+"""The number of the daemon's own request: calls of clients begin with 1."""
+
+
+class Daemon:
+    """One daemon from start to end."""
+
+    def __init__(self, config: Config, registry: Registry, *, checks: bool) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._began = time.monotonic()
+        self._phase = "starting"
+        self._ended = asyncio.Event()
+        self._pid = os.getpid()
+        self._limit_bytes = 0
+        self._available_bytes = 0
+        self._missing: dict[str, m.ModelRow] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._meter = ThreadPoolExecutor(1, "meter")
+        self._disk = ThreadPoolExecutor(1, "disk")
+        self._registry = registry
+        self._notifier = Notifier.from_environ(os.environ)
+
+        self._supervisor = Supervisor(_rules(config), checks=checks)
+        self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
+        self._calls = Calls(self._call_gone)
+        self._notices = Notices(self._calls)
+        self._zygote = Zygote(lambda _: self._zygote_ready())
+        patience = _patience(config)
+        self._residents = Residents(self._zygote, patience, self._calls, self._supervisor.post, tree_pss, self._meter)
+        self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
+        self._commands = Commands(
+            self._supervisor,
+            self._calls,
+            self._residents,
+            self._notices,
+            self._imports,
+            self._manifests,
+            self._missing,
+            Surroundings(self._status, self._version, self._show_config, self._doctor),
+            self._access,
+            config.requests.deadline_s,
+        )
+        self._supervisor.perform = Performer(
+            self._calls,
+            self._residents,
+            self._notices,
+            self._timers,
+            registry,
+            self._manifests,
+            self._disk,
+            config.worker.threads,
+            self._ended.set,
+        )
+        self._supervisor.settled = self._refresh
+        self._server: Server | None = None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until told to stop. Raises `StartError`."""
+        config = self._config
+        self._read_memory()
+        self._server = self._open_server()
+        self._calls.server = self._server
+        self._zygote.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop, number)
+        self._register_known()
+        self._tick()
+        self._notifier.ready(f"serving on {config.socket.path}")
+        log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
+        starting = self._loop.create_task(self._finish_start())
+        try:
+            await self._ended.wait()
+        finally:
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            self._close()
+
+    def _open_server(self) -> Server:
+        socket = self._config.socket
+        try:
+            return Server(
+                Path(socket.path),
+                socket.mode,
+                lambda uid: self._access(uid) is not None,
+                self._message,
+                self._calls.client_gone,
+            )
+        except (SocketInUseError, OSError, zmq.ZMQError) as error:
+            raise StartError(f"cannot listen on {socket.path}: {error}") from error
+
+    async def _finish_start(self) -> None:
+        """Register what the configuration names and is not known yet; then load what was active last."""
+        for name, model in self._config.models.items():
+            known = self._manifests.get(name)
+            if known is not None and known.path == model.path and known.backend == model.backend:
+                continue
+            try:
+                await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
+                self._missing.pop(name, None)
+            except (ImportFault, OSError) as error:
+                log.error("model.unavailable", model=name, path=model.path, error=str(error))  # noqa: TRY400 - expected
+                self._missing[name] = views.missing_row(name, model.path, str(error))
+        self._phase = "serving" if self._phase == "starting" else self._phase
+        active = (await self._loop.run_in_executor(self._disk, self._registry.recall)).active
+        if self._config.residency.restore and active in self._manifests and not self._calls_wait():
+            ticket = Ticket(_RESTORE_REQUEST, 0, Want.RESIDENT, active, self._loop.time())
+            self._supervisor.post(RequestArrived(self._loop.time(), ticket))
+
+    def _calls_wait(self) -> bool:
+        state = self._supervisor.state
+        return bool(state.waiting or state.running or state.switch)
+
+    def _register_known(self) -> None:
+        """Tell the core of the models on disk; those that only an earlier configuration named are forgotten."""
+        manifests, complaints = self._registry.load()
+        for complaint in complaints:
+            log.error("registry.broken", complaint=complaint)
+        for manifest in manifests:
+            named = self._config.models.get(manifest.name)
+            if manifest.source == "config" and (named is None or named.path != manifest.path):
+                self._registry.remove(manifest.name)
+                continue
+            self._manifests[manifest.name] = manifest
+            self._model_registered(manifest)
+
+    def _stop(self, number: int) -> None:
+        """SIGTERM or SIGINT: drain; the second one: at once."""
+        again = self._phase == "stopping"
+        log.info("daemon.stop_asked", signal=signal.Signals(number).name, at_once=again)
+        self._phase = "stopping"
+        self._notifier.stopping("draining")
+        self._supervisor.post(StopAsked(self._loop.time(), self._config.shutdown.drain_s))
+        if again:
+            self._residents.close()
+
+    def _close(self) -> None:
+        self._notices.end_all()
+        self._timers.close()
+        self._residents.close()
+        self._zygote.close()
+        if self._server is not None:
+            self._server.close()
+        self._disk.shutdown(wait=True)
+        self._meter.shutdown(wait=True)
+        log.info("daemon.stopped", s=round(time.monotonic() - self._began, 1))
+
+    # --- what happens ------------------------------------------------------------------------------
+
+    def _message(self, client: Client, request: Request, body: bytes) -> None:
+        if self._server is not None:
+            self._commands.handle(self._server, client, request, body)
+
+    def _call_gone(self, call: Call) -> None:
+        self._commands.gone(call)
+
+    def _zygote_ready(self) -> None:
+        self._loop.create_task(self._residents.learn_idle())
+
+    def _model_registered(self, manifest: Manifest) -> None:
+        named = self._config.models.get(manifest.name)
+        ctx = (named.ctx if named is not None else None) or self._config.model.ctx
+        self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape_of(manifest.facts), ctx))
+
+    def _refresh(self) -> None:
+        """After events: whoever waits hears at once where it stands."""
+        state = self._supervisor.state
+        for ticket in state.waiting:
+            if (call := self._calls.get(ticket.request)) is not None:
+                self._commands.tell_progress(call)
+
+    def _tick(self) -> None:
+        """Once a second: memory, signs of life, the watchdog, clients that left."""
+        self._read_memory()
+        self._commands.beat()
+        if self._server is not None:
+            self._server.sweep(self._calls.idle)
+        self._notifier.watchdog()
+        state = self._supervisor.state
+        self._notifier.status(f"{self._phase}: {state.active or 'no model'} active, {len(state.running)} running")
+        self._loop.call_later(HEARTBEAT_MS / 1000, self._tick)
+
+    def _read_memory(self) -> None:
+        total = memory_limit()
+        memory = self._config.memory
+        limit = max(0, min(memory.limit.of(total), total - memory.safety_buffer_bytes))
+        self._available_bytes = memory_available()
+        if limit != self._limit_bytes:
+            self._limit_bytes = limit
+            self._supervisor.post(LimitRead(self._loop.time(), limit))
+
+    def _access(self, uid: int) -> Access | None:
+        return self._config.access.level(uid, os.getuid())
+
+    # --- what is shown ----------------------------------------------------------------------------
+
+    def _status(self) -> m.Status:
+        state = self._supervisor.state
+        resident = [x for x in state.models.values() if x.held_bytes]
+        return m.Status(
+            version=__version__,
+            pid=self._pid,
+            phase=self._phase,
+            uptime_ms=round((time.monotonic() - self._began) * 1000),
+            policy=self._config.residency.policy,
+            active=state.active,
+            resident=[x.name for x in resident],
+            running=len(state.running),
+            waiting=len(state.waiting),
+            models=len(state.models),
+            switch=views.switch_view(state),
+            memory=m.MemoryView(
+                limit_bytes=self._limit_bytes,
+                available_bytes=self._available_bytes,
+                held_bytes=sum(x.held_bytes for x in resident),
+                supervisor_bytes=rss_bytes(self._pid),
+            ),
+        )
+
+    def _version(self) -> m.Version:
+        libraries = {
+            "libzmq": zmq.zmq_version(),
+            "pyzmq": zmq.__version__,
+            "msgspec": msgspec.__version__,
+            "msgpack": ".".join(map(str, msgpack.version)),
+            "psutil": psutil.__version__,
+            **self._zygote.libraries,
+        }
+        return m.Version(__version__, PROTOCOL_VERSION, platform.python_version(), libraries)
+
+    def _show_config(self) -> m.Config:
+        return m.Config(self._config.file, self._config.values())
+
+    def _doctor(self) -> m.Doctor:
+        findings: Iterator[m.Check] = examine(
+            limit_bytes=self._limit_bytes,
+            available_bytes=self._available_bytes,
+            state_dir=Path(self._config.state_dir),
+            libraries=self._zygote.libraries,
+            zygote_ready=self._zygote.ready,
+            manifests=self._manifests,
+            missing=self._missing,
+        )
+        return m.Doctor(list(findings))
+
+
+def _rules(config: Config) -> Rules:
+    failures = config.failures
+    return Rules(
+        patience_s=config.residency.patience_s,
+        queue_max=config.requests.queue_max,
+        cancel_grace_s=config.worker.cancel_grace_s,
+        backoff_first_s=failures.backoff_first_s,
+        backoff_max_s=failures.backoff_max_s,
+        breaker_count=failures.breaker_count,
+        breaker_window_s=failures.breaker_window_s,
+    )
+
+
+def _patience(config: Config) -> Patience:
+    worker = config.worker
+    return Patience(
+        start_s=worker.start_timeout_s,
+        load_s=worker.load_timeout_s,
+        stall_s=worker.stall_timeout_s,
+        stop_grace_s=worker.stop_grace_s,
+        ping_s=worker.ping_interval_s,
+        nice=worker.nice,
+        oom_score_adj=worker.oom_score_adj,
+    )
+
+
+def run(config: Config, *, checks: bool = False) -> None:
+    """Run a daemon to its end. Raises `StartError`."""
+    folder = Path(config.state_dir)
+    try:
+        lock = StateLock(folder)
+    except (LockedError, OSError) as error:
+        raise StartError(str(error)) from error
+    try:
+        _allow_many_files()
+        asyncio.run(_run(config, Registry(folder), checks=checks))
+    finally:
+        lock.release()
+
+
+async def _run(config: Config, registry: Registry, *, checks: bool) -> None:
+    await Daemon(config, registry, checks=checks).run()
+
+
+def _allow_many_files() -> None:
+    """Connections cost a descriptor each; a thousand idle ones must not keep others out."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_OPEN if hard == resource.RLIM_INFINITY else min(hard, _FILES_OPEN)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,363 @@
+"""Commands: what a client's message becomes. Each operation of the catalogue has one handler, in one table.
+
+A handler that only looks answers at once from the state; one that wants something makes a ticket and lets the
+core decide. Bodies are decoded here, by the catalogue's types, after the access check and never before the size
+check. A handler that fails by our own defect answers `internal`; details go to the log.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import structlog
+
+from h2qd import __version__
+from h2qd.core.admission import no_such_model
+from h2qd.core.events import ForgetAsked, RequestAbandoned, RequestArrived
+from h2qd.core.records import Fault, Ticket, Want
+from h2qd.runtime import views
+from h2qd.runtime.calls import Call, Calls
+from h2qd.runtime.imports import ImportFault, Imports
+from h2qd.runtime.notices import Notices
+from h2qd.runtime.residents import Residents
+from h2qd.runtime.server import Client, Server
+from h2qd.runtime.streams import TextOutlet
+from h2qd.runtime.supervisor import Supervisor
+from h2qd.store.registry import Manifest
+from h2qd.wire import messages as m
+from h2qd.wire.catalogue import CATALOGUE, Access
+from h2qd.wire.frames import Request, WireError, decode_body
+from h2qd.wire.limits import (
+    CHUNK_WINDOW_DEFAULT,
+    CHUNK_WINDOW_MAX,
+    CONTROL_BYTES_MAX,
+    HEARTBEAT_MS,
+    PROMPT_BYTES_MAX,
+    PROTOCOL_VERSION,
+    REQUESTS_PER_CLIENT_MAX,
+)
+from h2qd.wire.names import name_fault, shown, suggest_name
+from h2qd.wire.workers import Generate, Sampler, Turn
+
+log = structlog.get_logger()
+
+_CANCELLED = Fault("cancelled", "cannot go on: the request was cancelled")
+_GONE = Fault("cancelled", "cannot go on: the client went away")
+
+CAPABILITIES = ("stream", "credit", "cancel", "deadline", "events", "chat", "grammar", "json_schema")
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer
+    """A request that its handler refuses."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the commands that look report from outside the state: plain functions of no arguments."""
+
+    status: Callable[[], m.Status]
+    version: Callable[[], m.Version]
+    config: Callable[[], m.Config]
+    doctor: Callable[[], m.Doctor]
+
+
+class Commands:
+    """The handlers, by operation."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        calls: Calls,
+        residents: Residents,
+        notices: Notices,
+        imports: Imports,
+        manifests: dict[str, Manifest],
+        missing: dict[str, m.ModelRow],
+        surroundings: Surroundings,
+        access: Callable[[int], Access | None],
+        deadline_s: float,
+    ) -> None:
+        self._supervisor = supervisor
+        self._calls = calls
+        self._residents = residents
+        self._notices = notices
+        self._imports = imports
+        self._manifests = manifests
+        self._missing = missing
+        self._surroundings = surroundings
+        self._access = access
+        self._deadline_s = deadline_s
+        self._jobs: dict[int, asyncio.Task[None]] = {}
+        self._handlers: dict[str, _Handler] = {
+            "session.hello": self._hello,
+            "daemon.status": lambda call, _: calls.reply(call, surroundings.status()),
+            "daemon.version": lambda call, _: calls.reply(call, surroundings.version()),
+            "daemon.config": lambda call, _: calls.reply(call, surroundings.config()),
+            "daemon.doctor": lambda call, _: calls.reply(call, surroundings.doctor()),
+            "model.ps": lambda call, _: calls.reply(call, views.ps(supervisor.state, residents, calls)),
+            "model.list": self._list,
+            "model.show": self._show,
+            "model.explain": self._explain,
+            "model.plan": self._plan,
+            "model.import": self._import,
+            "model.remove": self._remove,
+            "model.load": self._load,
+            "model.switch": self._load,
+            "model.unload": self._unload,
+            "infer.text": self._infer_text,
+            "infer.chat": self._infer_chat,
+            "request.cancel": self._cancel,
+            "events.watch": self._watch,
+        }
+
+    # --- the door ---------------------------------------------------------------------------------
+
+    def handle(self, server: Server, client: Client, request: Request, body: bytes) -> None:
+        """Take one message."""
+        try:
+            decoded = self._decode(client, request, body)
+            if isinstance(decoded, m.Credit):
+                self._credit(client, decoded)
+                return
+            call = self._calls.open(client, request)
+        except WireError as error:
+            log.debug("request.malformed", client=client.number, uid=client.uid, code=error.code, why=error.message)
+            server.refuse(client, request.id, error)
+            return
+        call.deadline = None if request.deadline_ms is None else call.arrived + request.deadline_ms / 1000
+        try:
+            self._handlers[request.op](call, decoded)
+        except Refusal as refusal:
+            self._calls.error(call, refusal.fault)
+        except Exception:  # our defect must cost this request only
+            log.exception("request.defect", request=call.name, op=call.op)
+            if not call.ended:
+                self._calls.error(
+                    call, Fault("internal", f"cannot do {call.op}: a defect, see the log at {call.name}")
+                )
+
+    def _decode(self, client: Client, request: Request, body: bytes) -> m.Ask:
+        """The body of a command that the client may use. Raises `WireError`."""
+        command = CATALOGUE.get(request.op)
+        if command is None:
+            raise WireError("unknown_command", f"cannot do {shown(request.op)}: no such command", request.id)
+        access = self._access(client.uid)
+        if access is None or access < command.access:
+            text = f"cannot do {request.op}: user {client.uid} needs {command.access.name.lower()} access"
+            raise WireError("not_permitted", text, request.id)
+        return decode_body(body, command.request, command.bytes_max, request.id)
+
+    def gone(self, call: Call) -> None:
+        """Nobody hears of this call any more."""
+        self._end(call, _GONE)
+
+    def _end(self, call: Call, fault: Fault) -> None:
+        """End a call from outside: a job is cancelled, a watch ended, a claim on a model given up."""
+        if self._notices.forget(call):
+            self._calls.error(call, fault)
+        elif (job := self._jobs.get(call.number)) is not None:
+            call.notes["fault"] = fault.code
+            job.cancel()
+        else:
+            self._supervisor.post(RequestAbandoned(self._now(), call.number, fault))
+
+    def beat(self) -> None:
+        """Give every call in flight a sign of life, and end those whose deadline passed outside of the core."""
+        for call in self._calls:
+            if call.deadline is not None and self._now() > call.deadline:
+                self._end(call, Fault("deadline_exceeded", "cannot finish the request: its deadline passed"))
+            if not call.ended:
+                self.tell_progress(call)
+
+    def tell_progress(self, call: Call) -> None:
+        """Tell one call how far it is."""
+        self._calls.tell_progress(call, views.progress(self._supervisor.state, self._residents, call))
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def _hello(self, call: Call, _: m.Hello) -> None:
+        access = self._access(call.client.uid) or Access.READ
+        reply = m.HelloReply(
+            protocol=PROTOCOL_VERSION,
+            version=__version__,
+            access=access.name.lower(),
+            capabilities=list(CAPABILITIES),
+            heartbeat_ms=HEARTBEAT_MS,
+            control_bytes_max=CONTROL_BYTES_MAX,
+            prompt_bytes_max=PROMPT_BYTES_MAX,
+            requests_max=REQUESTS_PER_CLIENT_MAX,
+        )
+        self._calls.reply(call, reply)
+
+    def _list(self, call: Call, _: m.Empty) -> None:
+        models = self._supervisor.state.models
+        rows = [views.model_row(self._manifests[name], model) for name, model in models.items()]
+        rows += [row for name, row in self._missing.items() if name not in models]
+        self._calls.reply(call, m.Models(sorted(rows, key=lambda row: row.name)))
+
+    def _show(self, call: Call, ask: m.OfModel) -> None:
+        name = self._known(ask.model)
+        model, manifest = self._supervisor.state.models[name], self._manifests[name]
+        row = views.model_row(manifest, model)
+        shown_model = m.Show(row, manifest.facts, manifest.sha256, model.ctx, manifest.imported_at_ms)
+        self._calls.reply(call, shown_model)
+
+    def _explain(self, call: Call, ask: m.OfModel) -> None:
+        self._calls.reply(call, views.explain(self._supervisor.state.models[self._known(ask.model)]))
+
+    def _plan(self, call: Call, ask: m.PlanAsk) -> None:
+        state = self._supervisor.state
+        self._calls.reply(call, views.plan(state, state.models[self._known(ask.model)], ask.ctx or 0))
+
+    def _known(self, name: str) -> str:
+        """The name, which is registered."""
+        if name in self._supervisor.state.models:
+            return name
+        raise Refusal(self._unknown(name))
+
+    def _unknown(self, name: str) -> Fault:
+        if (row := self._missing.get(name)) is not None:
+            return Fault("file_not_found", f"cannot use {name}: {row.reason}")
+        return no_such_model(self._supervisor.state, shown(name))
+
+    # --- models and residency ---------------------------------------------------------------------
+
+    def _import(self, call: Call, ask: m.Import) -> None:
+        if not ask.path.startswith("/") or "\0" in ask.path:
+            raise Refusal(Fault("invalid_request", f"cannot import {shown(ask.path)}: give an absolute path"))
+        name = ask.name or suggest_name(ask.path.rsplit("/", 1)[-1].removesuffix(".gguf"))
+        if (fault := name_fault(name)) is not None:
+            raise Refusal(Fault("invalid_name", f"cannot register {shown(name)}: {fault}"))
+        call.model = name
+        self._jobs[call.number] = asyncio.get_running_loop().create_task(self._run_import(call, ask.path, name))
+
+    async def _run_import(self, call: Call, path: str, name: str) -> None:
+        def progress(fraction: float) -> None:
+            self._calls.tell_progress(call, m.Progress("inspecting", call.name, name, round(fraction, 3)))
+
+        try:
+            manifest, changed = await self._imports.run(path, name, "import", None, progress)
+            body = m.Imported(name, changed, manifest.path, manifest.sha256, manifest.facts)
+            self._calls.reply(call, body)
+        except ImportFault as error:
+            self._calls.error(call, error.fault)
+        except OSError as error:
+            self._calls.error(call, Fault("internal", f"cannot write the registry: {error.strerror}"))
+        except asyncio.CancelledError:
+            why = str(call.notes.pop("fault", "cancelled"))
+            self._calls.error(call, Fault(why, f"cannot finish the import of {name}: {why.replace('_', ' ')}"))
+        finally:
+            self._jobs.pop(call.number, None)
+
+    def _remove(self, call: Call, ask: m.OfModel) -> None:
+        call.model = ask.model
+        self._supervisor.post(ForgetAsked(self._now(), call.number, ask.model))
+
+    def _load(self, call: Call, ask: m.Load) -> None:
+        self._claim(call, ask.model, Want.RESIDENT, ctx=ask.ctx or 0, force=ask.force, reset=ask.reset)
+
+    def _unload(self, call: Call, ask: m.Unload) -> None:
+        self._claim(call, ask.model, Want.COLD, force=ask.force)
+
+    def _claim(
+        self, call: Call, model: str | None, want: Want, *, ctx: int = 0, force: bool = False, reset: bool = False
+    ) -> None:
+        """Make the call a ticket for a model, by default the active one."""
+        name = model or self._supervisor.state.active or ""
+        if name and name not in self._supervisor.state.models:
+            raise Refusal(self._unknown(name))
+        call.model = name or None
+        ticket = Ticket(call.number, call.client.pid, want, name, call.arrived, call.deadline, ctx, force, reset)
+        call.deadline = None  # the core's from here on
+        self._supervisor.post(RequestArrived(self._now(), ticket))
+        if not call.ended:
+            self.tell_progress(call)
+
+    # --- inference --------------------------------------------------------------------------------
+
+    def _infer_text(self, call: Call, ask: m.Infer) -> None:
+        self._generate(call, ask, prompt=ask.prompt)
+
+    def _infer_chat(self, call: Call, ask: m.Chat) -> None:
+        self._generate(call, ask, turns=[Turn(message.role, message.content) for message in ask.messages])
+
+    def _generate(
+        self, call: Call, ask: m.Generation, *, prompt: str | None = None, turns: list[Turn] | None = None
+    ) -> None:
+        call.order = Generate(
+            request=call.number,
+            max_tokens=ask.max_tokens,
+            sampler=_sampler(ask),
+            prompt=prompt,
+            turns=turns,
+            stop=ask.stop,
+            ignore_eos=ask.ignore_eos,
+        )
+        call.outlet = TextOutlet()
+        call.streaming, call.credit = ask.stream, ask.window
+        if call.deadline is None:
+            call.deadline = call.arrived + self._deadline_s
+        self._claim(call, ask.model, Want.INFER)
+
+    def _credit(self, client: Client, credit: m.Credit) -> None:
+        if (call := self._calls.of_client(client, credit.id)) is not None:
+            call.credit = min(call.credit + credit.chunks, 2 * CHUNK_WINDOW_MAX)
+            self._calls.pump(call)
+
+    def _cancel(self, call: Call, ask: m.Cancel) -> None:
+        if (ask.id is None) == (ask.request is None):
+            raise Refusal(Fault("invalid_request", "cannot cancel: give either id or request"))
+        if ask.id is not None:
+            target = self._calls.of_client(call.client, ask.id)
+        else:
+            target = self._calls.named(ask.request or "")
+        if target is None or target is call:
+            what = shown(ask.request or str(ask.id))
+            raise Refusal(Fault("no_such_request", f"cannot cancel {what}: no such request is in flight"))
+        mine = target.client.uid == call.client.uid
+        if not mine and (self._access(call.client.uid) or Access.READ) < Access.ADMIN:
+            raise Refusal(Fault("not_permitted", f"cannot cancel {target.name}: it is another user's"))
+        self._calls.reply(call, m.Cancelled(target.name))
+        self._end(target, _CANCELLED)
+
+    # --- notices ----------------------------------------------------------------------------------
+
+    def _watch(self, call: Call, ask: m.Events) -> None:
+        self._notices.watch(call, ask.since, follow=ask.follow, window=CHUNK_WINDOW_DEFAULT)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+_Handler: TypeAlias = Callable[[Call, Any], None]
+"""A handler takes the call and its body, decoded as the catalogue says."""
+
+
+def _sampler(ask: m.Sampling) -> Sampler:
+    """The sampling fields for a worker: the seed drawn, biases keyed by token."""
+    if ask.grammar is not None and ask.json_schema is not None:
+        raise Refusal(Fault("invalid_request", "cannot use a grammar and a json_schema at a time"))
+    biases: dict[int, float] = {}
+    for token, bias in ask.logit_bias.items():
+        if not (token.isascii() and token.isdigit() and len(token) <= 10):
+            raise Refusal(Fault("invalid_request", f"cannot bias {shown(token)}: keys of logit_bias are token ids"))
+        biases[int(token)] = bias
+    return Sampler(
+        temperature=ask.temperature,
+        top_k=ask.top_k,
+        top_p=ask.top_p,
+        min_p=ask.min_p,
+        repeat_penalty=ask.repeat_penalty,
+        repeat_last_n=ask.repeat_last_n,
+        seed=secrets.randbelow(2**32 - 1) if ask.seed is None else ask.seed,
+        logit_bias=biases,
+        grammar=ask.grammar,
+        json_schema=ask.json_schema,
+    )

@@ -1,0 +1,93 @@
+"""The doctor: what the daemon finds wrong with its surroundings, each finding with the line that mends it.
+
+Looks at the machine, the state folder, the engine and the model files; changes nothing. Cheap enough for the loop:
+a few stat calls.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from h2qd.store.registry import Manifest
+from h2qd.wire.messages import Check, ModelRow
+
+_GIB = 2**30
+_FREE_DISK_BYTES_MIN = 256 * 2**20
+_SMALL_LIMIT_BYTES = _GIB // 2
+
+
+def examine(
+    *,
+    limit_bytes: int,
+    available_bytes: int,
+    state_dir: Path,
+    libraries: Mapping[str, str],
+    zygote_ready: bool,
+    manifests: Mapping[str, Manifest],
+    missing: Mapping[str, ModelRow],
+) -> Iterator[Check]:
+    """All findings, the good ones too."""
+    yield _memory(limit_bytes, available_bytes)
+    yield _pressure()
+    yield _cgroup()
+    yield _state(state_dir)
+    yield _engine(libraries, ready=zygote_ready)
+    yield from _models(manifests, missing)
+
+
+def _memory(limit: int, available: int) -> Check:
+    detail = f"models may hold {limit / _GIB:.2f} GiB, {available / _GIB:.2f} GiB are available now"
+    if limit < _SMALL_LIMIT_BYTES:
+        return Check("memory", "warn", detail, "raise memory.limit, or lower memory.safety_buffer")
+    return Check("memory", "ok", detail)
+
+
+def _pressure() -> Check:
+    if Path("/proc/pressure/memory").exists():
+        return Check("pressure", "ok", "the kernel reports memory pressure (PSI)")
+    return Check("pressure", "warn", "the kernel reports no memory pressure (PSI)", "boot with psi=1")
+
+
+def _cgroup() -> Check:
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return Check("cgroup", "ok", "cgroup v2")
+    return Check("cgroup", "warn", "no unified cgroup v2 hierarchy", "boot with systemd.unified_cgroup_hierarchy=1")
+
+
+def _state(folder: Path) -> Check:
+    if not os.access(folder, os.W_OK):
+        return Check("state", "fail", f"{folder} cannot be written", f"chown the daemon's user to {folder}")
+    free = shutil.disk_usage(folder).free
+    if free < _FREE_DISK_BYTES_MIN:
+        return Check("state", "warn", f"{free / 2**20:.0f} MiB are free on {folder}", "free some disk space")
+    return Check("state", "ok", f"{folder}, {free / _GIB:.1f} GiB free")
+
+
+def _engine(libraries: Mapping[str, str], *, ready: bool) -> Check:
+    if not ready:
+        return Check(
+            "engine", "fail", "the process that workers are forked from is not ready", "see the daemon's log"
+        )
+    if "llama_cpp" not in libraries:
+        return Check("engine", "fail", "llama-cpp-python cannot be imported", "pip install llama-cpp-python")
+    return Check("engine", "ok", ", ".join(f"{name} {version}" for name, version in libraries.items()))
+
+
+def _models(manifests: Mapping[str, Manifest], missing: Mapping[str, ModelRow]) -> Iterator[Check]:
+    if not manifests and not missing:
+        yield Check("models", "warn", "no model is registered", "h2qctl import PATH")
+    for name, manifest in manifests.items():
+        try:
+            stat = os.stat(manifest.path)  # noqa: PTH116 - the identity is defined by os.stat
+        except OSError as error:
+            fix = f"put the file back, or h2qctl rm {name}"
+            yield Check(f"model {name}", "fail", f"{manifest.path}: {error.strerror}", fix)
+            continue
+        if [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns] != manifest.identity:
+            fix = f"h2qctl import {manifest.path} --name {name}"
+            yield Check(f"model {name}", "warn", f"{manifest.path} changed since it was checked", fix)
+        else:
+            yield Check(f"model {name}", "ok", manifest.path)
+    for name, row in missing.items():
+        yield Check(f"model {name}", "fail", row.reason, f"correct models.{name}.path in the configuration")

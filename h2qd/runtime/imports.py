@@ -1,0 +1,121 @@
+"""Registration: a model file is checked and hashed by a worker, then written to the registry and told to the core.
+
+The supervisor itself never reads a model file. One import at a time; the others wait in line. Used for
+`model.import` and, at start, for the models that the configuration names.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from itertools import count
+
+import structlog
+
+from h2qd.core.records import Fault
+from h2qd.runtime.workers import Exit, Patience, Worker
+from h2qd.runtime.zygote import Zygote
+from h2qd.store.registry import Manifest, Registry
+from h2qd.wire.workers import FromWorker, Inspected, InspectFile, Loading
+
+log = structlog.get_logger()
+
+_JOB_NUMBERS = 2**40
+"""Job workers are numbered from here, the core's workers from 1."""
+
+
+class ImportFault(Exception):  # noqa: N818 - it carries a Fault
+    """An import that failed, with what its client hears."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+class Imports:
+    """Checks files through workers and keeps what is registered, in memory and on disk."""
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        patience: Patience,
+        registry: Registry,
+        manifests: dict[str, Manifest],
+        disk: Executor,
+        registered: Callable[[Manifest], None],
+    ) -> None:
+        self._zygote = zygote
+        self._patience = patience
+        self._registry = registry
+        self._manifests = manifests
+        self._disk = disk
+        self._registered = registered
+        self._numbers = count(_JOB_NUMBERS)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(
+        self, path: str, name: str, source: str, backend: str | None, on_progress: Callable[[float], None]
+    ) -> tuple[Manifest, bool]:
+        """Register `path` as `name`; the manifest, and whether anything changed.
+
+        Raises `ImportFault`: file_not_found, invalid_model_file, name_taken; OSError when the registry cannot be
+        written. A cancelled task ends its worker.
+        """
+        async with self._one_at_a_time:
+            known = self._manifests.get(name)
+            if known is not None and known.path != path and source == "import":
+                raise ImportFault(Fault("name_taken", f"cannot register {path} as {name}: {known.path} is"))
+            if known is not None and known.path == path and known.identity == await self._identity(path):
+                return known, False
+            found = await self._inspect(path, name, on_progress)
+            manifest = Manifest(
+                name=name,
+                path=path,
+                backend=backend or ("fake" if found.facts.format == "fake" else "llama"),
+                sha256=found.sha256,
+                identity=found.identity,
+                facts=found.facts,
+                imported_at_ms=round(time.time() * 1000),
+                source=source,
+            )
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._registry.put, manifest)
+            self._manifests[name] = manifest
+            self._registered(manifest)
+            return manifest, True
+
+    async def _identity(self, path: str) -> list[int]:
+        """The file's identity now; empty when it cannot be seen. See `gguf.reader.identity`."""
+        loop = asyncio.get_running_loop()
+        try:
+            stat = await loop.run_in_executor(self._disk, os.stat, path)
+        except OSError:
+            return []
+        return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+    async def _inspect(self, path: str, name: str, on_progress: Callable[[float], None]) -> Inspected:
+        found: asyncio.Future[Inspected] = asyncio.get_running_loop().create_future()
+        gone = asyncio.Event()
+
+        def take(message: FromWorker) -> None:
+            if isinstance(message, Loading):
+                on_progress(min(1.0, max(0.0, message.fraction)))
+            elif isinstance(message, Inspected) and not found.done():
+                found.set_result(message)
+                worker.stop()
+
+        def exited(end: Exit) -> None:
+            if not found.done():
+                found.set_exception(
+                    ImportFault(end.fault or Fault("internal", "cannot tell what became of the check"))
+                )
+            gone.set()
+
+        worker = Worker(next(self._numbers), name, InspectFile(path), self._zygote, self._patience, take, exited)
+        try:
+            result = await found
+            await gone.wait()
+        finally:
+            if not gone.is_set():
+                worker.stop(at_once=True)
+        return result

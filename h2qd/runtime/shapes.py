@@ -1,0 +1,23 @@
+"""A model's facts, as files and clients have them, turned into the shape that the core plans with."""
+
+from h2qd.core.plan import ModelShape
+from h2qd.wire.messages import ModelFacts
+
+
+def shape_of(facts: ModelFacts) -> ModelShape:
+    """The part of `facts` that the memory plan needs."""
+    return ModelShape(
+        tensor_bytes=facts.tensor_bytes,
+        context_length=facts.context_length,
+        layers=facts.layers,
+        embedding=facts.embedding,
+        feed_forward=facts.feed_forward,
+        vocabulary=facts.vocabulary,
+        heads=tuple(facts.heads),
+        kv_heads=tuple(facts.kv_heads),
+        key_length=facts.key_length,
+        value_length=facts.value_length,
+        sliding_window=facts.sliding_window,
+        sliding=tuple(facts.sliding),
+        recurrent_bytes=facts.recurrent_bytes,
+    )

@@ -1,0 +1,203 @@
+"""State to replies: what clients are shown, derived from the core's state and never stored."""
+
+import time
+from typing import Any
+
+from h2qd.core.admission import effective_ctx, plan_of
+from h2qd.core.effects import TellResident
+from h2qd.core.records import Model, Phase, Released, State
+from h2qd.core.states import HOLDING, Status
+from h2qd.runtime.calls import Call, Calls
+from h2qd.runtime.residents import Residents
+from h2qd.store.registry import Manifest
+from h2qd.wire import messages as m
+from h2qd.wire.workers import Generate, Generated
+
+_PHASES = {
+    Phase.PATIENCE: "queued",
+    Phase.DRAIN: "draining",
+    Phase.UNLOAD: "unloading",
+    Phase.LOAD: "loading",
+    Phase.ROLLBACK: "rolling back",
+}
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _wall_ms(at: float) -> int:
+    """Wall-clock ms of a moment on the monotonic clock."""
+    return round((time.time() - (time.monotonic() - at)) * 1000)
+
+
+def released(gone: Released) -> m.Released:
+    """What an unload gave back."""
+    return m.Released(gone.model, gone.held_bytes, gone.freed_bytes, round(gone.took_s * 1000, 1))
+
+
+def residency(told: TellResident, arrived: float) -> m.Residency:
+    """The outcome of a load or switch."""
+    return m.Residency(
+        model=told.model,
+        changed=told.changed,
+        ctx=told.ctx,
+        memory_bytes=told.held_bytes,
+        load_ms=round(told.load_s * 1000, 1),
+        total_ms=round((time.monotonic() - arrived) * 1000, 1),
+        unloaded=[released(gone) for gone in told.released],
+        was_active=told.was_active,
+    )
+
+
+def answer(call: Call, order: Generate, result: Generated, now: float) -> m.Answer:
+    """The end of an inference request. The decode rate leaves out the first token, which prefill pays for."""
+    rest = call.text.take() if call.text is not None else None
+    queue_ms = (call.granted - call.arrived) * 1000
+    decoded = max(0, result.completion_tokens - 1)
+    return m.Answer(
+        request=call.name,
+        model=call.model or "",
+        text=rest.text if rest is not None else "",
+        finish=result.finish,
+        usage=m.Usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens),
+        timings=m.Timings(
+            queue_ms=round(queue_ms, 2),
+            prefill_ms=round(result.prefill_ms, 2),
+            first_token_ms=round(queue_ms + result.first_token_ms, 2),
+            decode_ms=round(result.decode_ms, 2),
+            total_ms=round((now - call.arrived) * 1000, 2),
+            tokens_per_s=round(decoded * 1000 / result.decode_ms, 2) if result.decode_ms > 0 else 0.0,
+        ),
+        seed=order.sampler.seed,
+    )
+
+
+def progress(state: State, residents: Residents, call: Call) -> m.Progress:
+    """How far a call is."""
+    running = state.running.get(call.number)
+    if running is not None:
+        decoding = call.text is not None and call.text.tokens_seen > 0
+        fraction = None if decoding else call.prefilled
+        return m.Progress("decode" if decoding else "prefill", call.name, running.ticket.model, fraction)
+    switch = state.switch
+    if switch is not None and any(t.request == call.number for t in switch.losers):
+        return m.Progress(_PHASES[switch.phase], call.name, switch.fallback)
+    line = [t for t in state.waiting if t.model == call.model]
+    position = next((i for i, t in enumerate(line, 1) if t.request == call.number), None)
+    if position is None:
+        return call.progress or m.Progress("waiting", call.name, call.model)
+    if switch is None or switch.target != call.model:
+        unloading = state.models[line[0].model].status is Status.UNLOADING
+        return m.Progress("unloading" if unloading else "queued", call.name, call.model, position=position)
+    target = state.models[switch.target]
+    loading = switch.phase is Phase.LOAD and target.worker is not None
+    fraction = round(residents.fraction(target.worker), 3) if loading and target.worker is not None else None
+    return m.Progress(_PHASES[switch.phase], call.name, call.model, fraction, position)
+
+
+def resident_row(state: State, residents: Residents, model: Model) -> m.ResidentRow:
+    """A model that holds memory."""
+    held = model.held_bytes or None
+    return m.ResidentRow(
+        name=model.name,
+        state=model.status.value,
+        size_bytes=held,
+        planned_bytes=model.planned_bytes,
+        ctx=model.given_ctx,
+        device=residents.device(model.worker) if model.worker is not None else "cpu",
+        age_ms=_ms(time.monotonic() - model.since),
+        active=state.active == model.name,
+        pid=residents.pid(model.worker) if model.worker is not None else None,
+        running=sum(r.ticket.model == model.name for r in state.running.values()),
+        waiting=sum(t.model == model.name for t in state.waiting),
+        reason=model.reason if model.status is Status.FAILED else "",
+    )
+
+
+def ps(state: State, residents: Residents, calls: Calls) -> m.Ps:
+    """Who holds memory, and what is in flight besides watchers."""
+    rows = [resident_row(state, residents, x) for x in state.models.values() if x.status in HOLDING]
+    requests = [request_row(state, call) for call in calls if not call.op.startswith(("events.", "model.ps"))]
+    return m.Ps(rows, requests)
+
+
+def request_row(state: State, call: Call) -> m.RequestRow:
+    """A request in flight."""
+    running = call.number in state.running
+    return m.RequestRow(
+        request=call.name,
+        op=call.op,
+        state="running" if running else call.progress.phase if call.progress else "queued",
+        model=call.model,
+        age_ms=_ms(time.monotonic() - call.arrived),
+        tokens=call.text.tokens_seen if call.text is not None else 0,
+        uid=call.client.uid,
+        pid=call.client.pid,
+    )
+
+
+def switch_view(state: State) -> m.SwitchView | None:
+    """The switch under way."""
+    switch = state.switch
+    if switch is None:
+        return None
+    age = _ms(time.monotonic() - switch.began)
+    return m.SwitchView(switch.target, switch.phase.value, list(switch.victims), age)
+
+
+def model_row(manifest: Manifest, model: Model) -> m.ModelRow:
+    """A registered model."""
+    facts = manifest.facts
+    return m.ModelRow(
+        name=model.name,
+        type="local",
+        state=model.status.value,
+        path=manifest.path,
+        size_bytes=facts.file_bytes,
+        architecture=facts.architecture,
+        quantization=facts.quantization,
+        parameters=facts.parameters,
+        context_length=facts.context_length,
+        reason=model.reason if model.status is Status.FAILED else "",
+    )
+
+
+def missing_row(name: str, path: str, reason: str) -> m.ModelRow:
+    """A model that the configuration names and that cannot be used."""
+    nothing: dict[str, Any] = {"architecture": "", "quantization": "", "parameters": 0, "context_length": 0}
+    return m.ModelRow(
+        name=name, type="local", state="missing", path=path, size_bytes=0, available=False, reason=reason, **nothing
+    )
+
+
+def explain(model: Model) -> m.Explain:
+    """The story of a model."""
+    now = time.monotonic()
+    story = [m.StoryLine(_wall_ms(e.at), e.was.value, e.now.value, e.why, e.detail) for e in model.story]
+    waits = model.status is Status.FAILED and model.retry_at > now
+    return m.Explain(
+        model=model.name,
+        state=model.status.value,
+        reason=model.reason,
+        story=story,
+        failures=len(model.failures),
+        retry_after_ms=_ms(model.retry_at - now) if waits else None,
+    )
+
+
+def plan(state: State, model: Model, ctx: int) -> m.Plan:
+    """What a load would take, and whether it could ever fit."""
+    planned = plan_of(model, ctx)
+    fits = planned.total_bytes <= state.limit_bytes
+    unloads = [x.name for x in state.models.values() if x.status in HOLDING and x.name != model.name]
+    return m.Plan(
+        model=model.name,
+        ctx=effective_ctx(model, ctx),
+        parts=[m.PlanPart(name, size) for name, size in planned.parts],
+        total_bytes=planned.total_bytes,
+        limit_bytes=state.limit_bytes,
+        fits=fits,
+        unloads=unloads,
+        reason="" if fits else "it needs more than models may hold in all",
+    )

@@ -1,0 +1,232 @@
+"""Worker processes: started through the zygote, watched, asked to go, made to go.
+
+A `Worker` turns one process and its channel into callbacks, each worker ending in exactly one `on_exit`. It knows
+why the process went (it was told to, it said that its load failed, it hung, it died), not what that means for
+residency. The kill ladder: ask, SIGTERM, SIGKILL to the group, `stop_grace_s` between the rungs.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from h2qd.core.records import Fault
+from h2qd.runtime.channel import Channel
+from h2qd.runtime.zygote import Zygote
+from h2qd.wire.codes import CODES
+from h2qd.wire.names import shown
+from h2qd.wire.workers import (
+    FromWorker,
+    InspectFile,
+    LoadFailed,
+    LoadModel,
+    Ping,
+    Pong,
+    StopWorker,
+    from_worker,
+)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a worker may take, in seconds, and how it is started."""
+
+    start_s: float = 10.0
+    load_s: float = 600.0
+    stall_s: float = 60.0
+    stop_grace_s: float = 5.0
+    ping_s: float = 2.0
+    nice: int = 0
+    oom_score_adj: int = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a worker ended. `fault` is None when it was told to go and went."""
+
+    fault: Fault | None
+    status: int | None
+    peak_bytes: int
+
+
+class Worker:
+    """One worker process from fork to reap."""
+
+    def __init__(
+        self,
+        number: int,
+        label: str,
+        order: LoadModel | InspectFile,
+        zygote: Zygote,
+        patience: Patience,
+        on_message: Callable[[FromWorker], None],
+        on_exit: Callable[[Exit], None],
+    ) -> None:
+        self.number = number
+        self.label = label
+        self.pid: int | None = None
+        self._patience = patience
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._told_to_go = False
+        self._rung = 0
+        self._fault: Fault | None = None
+        self._pings = 0
+        self._pong = Pong(0, 0, busy=False)
+        self._alive_at = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping_timer: asyncio.TimerHandle | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._channel = Channel(ours, self._take, self._channel_closed)
+        self._channel.send(order)
+        self._limit(patience.start_s, f"did not start within {patience.start_s:g} s")
+        zygote.fork(number, theirs, patience.oom_score_adj, patience.nice, self)
+
+    # --- what the zygote says (its Parent) -------------------------------------------------------
+
+    def forked(self, pid: int) -> None:
+        """The process runs: from now on its load is timed, and it is asked how it is."""
+        self.pid = pid
+        log.debug("worker.forked", worker=self.number, pid=pid, model=self.label)
+        if self._rung > 0:
+            self._climb()
+            return
+        self._alive_at = self._loop.time()
+        self._limit(self._patience.load_s, f"did not finish loading within {self._patience.load_s:g} s")
+        self._ping()
+
+    def reaped(self, status: int | None, peak_bytes: int) -> None:
+        """The process is gone."""
+        self._channel.close()
+        self._cancel_timers()
+        fault = self._fault
+        if fault is None and not self._told_to_go:
+            fault = Fault("worker_crashed", f"cannot go on: the process of {self.label} died ({_how(status)})")
+        log.info(
+            "worker.exited",
+            worker=self.number,
+            pid=self.pid,
+            model=self.label,
+            status=status,
+            peak_bytes=peak_bytes,
+            fault=fault.message if fault else None,
+        )
+        self._on_exit(Exit(fault, status, peak_bytes))
+
+    # --- talking --------------------------------------------------------------------------------
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Say something to the worker."""
+        self._channel.send(message)
+
+    def settled(self) -> None:
+        """The load is over; only stalls are timed from now on."""
+        if self._rung == 0:
+            self._cancel_limit()
+
+    def _take(self, body: bytes) -> None:
+        message = from_worker.decode(body)
+        if isinstance(message, Pong):
+            self._take_pong(message)
+        elif isinstance(message, LoadFailed):
+            code = message.code if message.code in CODES else "load_failed"
+            self._fault = Fault(code, shown(message.message, 1000))
+            self._limit(self._patience.stop_grace_s, "did not go after its load had failed")
+        else:
+            self._on_message(message)
+
+    def _channel_closed(self, why: str) -> None:
+        """The worker closed its end, or broke the protocol: either way it is of no more use."""
+        if self.pid is not None and not self._told_to_go:
+            log.debug("worker.channel_closed", worker=self.number, why=why)
+        self._limit(self._patience.stop_grace_s, f"closed its channel and did not go: {why}")
+
+    # --- watching -------------------------------------------------------------------------------
+
+    def _ping(self) -> None:
+        if self._loop.time() - self._alive_at > self._patience.stall_s:
+            self._hang(f"made no progress for {self._patience.stall_s:g} s")
+            return
+        self._pings += 1
+        self._channel.send(Ping(self._pings))
+        self._ping_timer = self._loop.call_later(self._patience.ping_s, self._ping)
+
+    def _take_pong(self, pong: Pong) -> None:
+        if pong.beat != self._pong.beat or not pong.busy:
+            self._alive_at = self._loop.time()
+        self._pong = pong
+
+    def _limit(self, seconds: float, what: str) -> None:
+        self._cancel_limit()
+        self._timer = self._loop.call_later(seconds, self._hang, what)
+
+    def _hang(self, what: str) -> None:
+        log.error("worker.hung", worker=self.number, pid=self.pid, model=self.label, what=what)
+        if self._fault is None and not self._told_to_go:
+            self._fault = Fault("worker_hung", f"cannot go on: the process of {self.label} {what} and was killed")
+        self.stop(at_once=True)
+
+    # --- the kill ladder ------------------------------------------------------------------------
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Have the worker go. `at_once` begins with SIGKILL."""
+        if self._fault is None:
+            self._told_to_go = True
+        if at_once:
+            self._rung = 3
+            self._climb()
+        elif self._rung == 0:
+            self._rung = 1
+            self._climb()
+
+    def _climb(self) -> None:
+        """Stand on the current rung, and go on to the next after a while."""
+        self._cancel_timers()
+        if self._rung == 1:
+            self._channel.send(StopWorker())
+        elif self.pid is not None:
+            self._kill(signal.SIGTERM if self._rung == 2 else signal.SIGKILL)
+        if self._rung < 3:
+            self._timer = self._loop.call_later(self._patience.stop_grace_s, self._next_rung)
+
+    def _next_rung(self) -> None:
+        self._rung += 1
+        log.warning("worker.stop_escalates", worker=self.number, pid=self.pid, model=self.label, rung=self._rung)
+        self._climb()
+
+    def _kill(self, number: signal.Signals) -> None:
+        if self.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)  # it may not lead its group yet
+
+    def _cancel_limit(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cancel_timers(self) -> None:
+        self._cancel_limit()
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "with the process it was forked from"
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-status).name}"
+    return f"status {status}"

@@ -1,0 +1,128 @@
+"""The zygote, seen from the supervisor: one small process with the imports done, from which workers are forked.
+
+It is started beside the socket, not before it: forks asked for earlier wait in its channel. When it dies, its
+workers die with it; it is started again, after a back-off that doubles while it keeps dying. Forks and reaps are
+passed to whoever asked. Used by `workers` only.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from h2qd.runtime.channel import Channel
+from h2qd.wire.workers import Fork, Forked, Reaped, ZygoteReady, from_zygote
+
+log = structlog.get_logger()
+
+_BACKOFF_FIRST_S = 0.5
+_BACKOFF_MAX_S = 30.0
+_STABLE_S = 30.0
+
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # a fork must find no threads, and the supervisor's children use none of it
+    "GGML_NO_BACKTRACE": "1",  # ggml's abort would start a debugger
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Parent(Protocol):
+    """Who asked for a worker."""
+
+    def forked(self, pid: int) -> None:
+        """The worker runs."""
+
+    def reaped(self, status: int | None, peak_bytes: int) -> None:
+        """The worker is gone; `status` as in `Reaped`, None when the zygote is gone too."""
+
+
+class Zygote:
+    """The zygote process, kept alive. `ready` is set once its imports are done."""
+
+    def __init__(self, on_ready: Callable[[dict[str, str]], None]) -> None:
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self._workers: dict[int, Parent] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._started_at = 0.0
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._closing = False
+        self.libraries: dict[str, str] = {}
+        self.ready = False
+
+    @property
+    def pid(self) -> int | None:
+        """The zygote's process, if it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "h2qd.worker.zygote", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,  # a Ctrl-C meant for the daemon must not reach workers before the drain
+            )
+        self._started_at = self._loop.time()
+        self._channel = Channel(ours, self._take, self._closed)
+        log.debug("zygote.started", pid=self._process.pid)
+
+    def fork(self, worker: int, end: socket.socket, oom_score_adj: int, nice: int, parent: Parent) -> None:
+        """Have `worker` forked, serving `end`, which is the worker's from now on."""
+        self._workers[worker] = parent
+        if self._channel is None:
+            end.close()
+            self._loop.call_soon(self._lose, worker)
+            return
+        self._channel.send(Fork(worker, oom_score_adj, nice), (end.detach(),))
+
+    def _take(self, body: bytes) -> None:
+        match from_zygote.decode(body):
+            case ZygoteReady(libraries=libraries):
+                self.ready, self.libraries = True, libraries
+                log.info("zygote.ready", s=round(self._loop.time() - self._started_at, 3), **libraries)
+                self._on_ready(libraries)
+            case Forked(worker=worker, pid=pid):
+                if (parent := self._workers.get(worker)) is not None:
+                    parent.forked(pid)
+            case Reaped(worker=worker, status=status, peak_bytes=peak):
+                if (parent := self._workers.pop(worker, None)) is not None:
+                    parent.reaped(status, peak)
+
+    def _lose(self, worker: int) -> None:
+        if (parent := self._workers.pop(worker, None)) is not None:
+            parent.reaped(None, 0)
+
+    def _closed(self, why: str) -> None:
+        process, self._process, self._channel, self.ready = self._process, None, None, False
+        if process is not None:
+            process.kill()  # closing the channel ends it anyway; this bounds how long that takes
+            process.wait()
+        for worker in list(self._workers):
+            self._lose(worker)
+        if self._closing:
+            return
+        if self._loop.time() - self._started_at >= _STABLE_S:
+            self._backoff_s = _BACKOFF_FIRST_S
+        log.error("zygote.died", why=why, again_in_s=self._backoff_s)
+        self._loop.call_later(self._backoff_s, self._restart)
+        self._backoff_s = min(2 * self._backoff_s, _BACKOFF_MAX_S)
+
+    def _restart(self) -> None:
+        if not self._closing and self._process is None:
+            self.start()
+
+    def close(self) -> None:
+        """End the process, and with it every worker that is left."""
+        self._closing = True
+        if self._channel is not None:
+            self._channel.close()

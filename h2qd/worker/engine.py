@@ -1,0 +1,108 @@
+"""The contract between a worker's loop and what generates: one engine per worker process.
+
+The loop calls `load` once, then `submit` and `step` from its main thread; `cancel` comes from the reader
+thread. An engine grows its `Beat` at every step of real work, also inside a long load or prefill: the
+supervisor tells a slow engine from a hung one by nothing else. Nothing here knows of channels or processes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from h2qd.wire.codes import CODES
+from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, Text
+
+Said: TypeAlias = Prefilling | Text | Generated | GenerationFailed
+"""What a step may say of a request. `Generated` or `GenerationFailed` comes exactly once, and last."""
+
+Progress: TypeAlias = Callable[[float], None]
+"""Takes how much is done, 0..1; cheap, may be called as often as an engine likes, from the main thread."""
+
+
+class EngineError(Exception):
+    """A load or a request that the engine refuses: `code` is one of `codes.CODES`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        if code not in CODES:
+            raise ValueError(code)
+        self.code = code
+        self.message = message
+
+
+class Beat:
+    """Counts the steps of an engine. One thread ticks; any thread may read `count`."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def tick(self) -> None:
+        """One more step was done: a piece of a load, a chunk of a prefill, a token."""
+        self.count += 1
+
+
+class Engine(Protocol):
+    """What generates. It may serve several requests at a time; one that serves one refuses a second."""
+
+    def load(self, order: LoadModel, progress: Progress) -> Loaded:
+        """Make `order.path` ready. Called once, before anything else.
+
+        Raises `EngineError`: file_not_found, invalid_model_file, load_failed. The worker exits then.
+        """
+        ...
+
+    def submit(self, order: Generate) -> None:
+        """Take a request; the steps that follow work on it. Must not compute for long.
+
+        Raises `EngineError` for a request that it refuses, and goes on with the others.
+        """
+        ...
+
+    def cancel(self, request: int) -> None:
+        """Give `request` up soon, inside prefill and decode too; unknown requests are ignored. From any thread.
+
+        A cancelled request ends with `Generated` of finish "cancelled".
+        """
+        ...
+
+    def step(self) -> Sequence[Said]:
+        """Do one piece of work for every request at hand: a chunk of a prefill, or a token for each.
+
+        What one request cannot stand is said as `GenerationFailed`; an exception means that the whole
+        engine is in doubt, and ends the worker. Empty when nothing can be said yet, or when idle.
+        """
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Requests are at hand, so `step` has work and the beat should grow. Read from any thread."""
+        ...
+
+    def stop(self) -> None:
+        """The process exits right after this: let go of what lives outside of it, if anything. From any thread.
+
+        Must not wait, nor free memory: exit does that faster, and a load or a step may still be running.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what was loaded, for who goes on after it (tests, benchmarks); idle only; safe to call twice."""
+        ...
+
+
+def open_engine(backend: str, beat: Beat) -> Engine:
+    """A new engine of this kind, not loaded yet. Raises `EngineError` (load_failed): unknown, or not installed."""
+    if backend == "llama":
+        try:
+            from h2qd.worker.llama.engine import LlamaEngine  # noqa: PLC0415 - other backends do without the library
+        except (ImportError, OSError, RuntimeError) as error:
+            raise EngineError(
+                "load_failed", "llama-cpp-python is not installed, or its library does not load on this machine"
+            ) from error
+        return LlamaEngine(beat)
+    if backend == "fake":
+        from h2qd.worker.fake import FakeEngine  # noqa: PLC0415 - only tests ask for it
+
+        return FakeEngine(beat)
+    raise EngineError("load_failed", f"this build has no backend {backend!r}: it has llama and fake")

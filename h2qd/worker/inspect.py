@@ -1,0 +1,74 @@
+"""What a model file is: its header checked and read, its bytes hashed. Called by the loop, in a worker.
+
+Native code never sees the file here, and nothing is kept or decided: the supervisor gets an `Inspected`.
+Invariant: the facts, the hash and the identity are of one and the same file, or there is no answer.
+"""
+
+import hashlib
+import os
+import stat
+from io import BufferedReader
+
+from h2qd.gguf.errors import GgufError
+from h2qd.gguf.facts import facts
+from h2qd.gguf.reader import identity, read_header
+from h2qd.wire.messages import ModelFacts
+from h2qd.wire.workers import Inspected
+from h2qd.worker import fake
+from h2qd.worker.engine import Beat, EngineError, Progress
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+def inspect_file(path: str, progress: Progress, beat: Beat) -> Inspected:
+    """Facts, SHA-256 (hex) and identity of the regular file at `path`; links are followed.
+
+    Ticks `beat` and tells `progress` for each MiB. Raises `EngineError`: file_not_found, invalid_model_file.
+    """
+    with _open_regular(path) as file:
+        before = os.fstat(file.fileno())
+        try:
+            found = _facts(file)
+            file.seek(0)
+            sha256 = _sha256(file, before.st_size, progress, beat)
+        except GgufError as error:
+            raise EngineError("invalid_model_file", str(error)) from error
+        except OSError as error:
+            raise EngineError(
+                "invalid_model_file", f"cannot read the file: {os.strerror(error.errno or 0)}"
+            ) from error
+        if identity(os.fstat(file.fileno())) != identity(before):
+            raise EngineError("invalid_model_file", "the file was changed while it was read")
+        return Inspected(found, sha256, identity(before))
+
+
+def _open_regular(path: str) -> BufferedReader:
+    """`path` open for reading. Not blocking: the open of a fifo that nobody writes would wait for ever."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not a path"
+        raise EngineError("file_not_found", f"cannot open the file: {reason}") from error
+    file = os.fdopen(fd, "rb")
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        file.close()
+        raise EngineError("invalid_model_file", "cannot use it as a model: it is not a regular file")
+    return file
+
+
+def _facts(file: BufferedReader) -> ModelFacts:
+    if fake.allowed() and fake.is_script(file):
+        return fake.read_script(file).facts
+    return facts(read_header(file))
+
+
+def _sha256(file: BufferedReader, size: int, progress: Progress, beat: Beat) -> str:
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK_BYTES))
+    done = 0
+    while count := file.readinto(block):
+        digest.update(block[:count])
+        done += count
+        beat.tick()
+        progress(done / max(size, done))
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""The imports that every worker shares, done once in the zygote and kept small. Called by `zygote` only.
+
+`import llama_cpp` costs 20 MB and 80 ms more than its C binding: its package file imports a high-level
+class with a disk cache, chat formats and templates that workers never use. So the package is entered into
+`sys.modules` without running that file, with the names of the C binding in it. Importing runs no OpenMP
+region and starts no thread: a fork later would lose them.
+"""
+
+import gc
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+from h2qd.worker import journal
+
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's own thread pool would not survive the fork, and is not needed
+    "GGML_NO_BACKTRACE": "1",  # ggml's abort would otherwise start a debugger
+}
+
+_VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
+
+
+def preload() -> dict[str, str]:
+    """Import what engines need; the versions of what is there, by distribution name.
+
+    A library that is missing or broken is told to the log and left out: a load that needs it says so.
+    """
+    os.environ.update(_ENVIRONMENT)
+    versions = {"python": platform.python_version()}
+    try:
+        binding = _import_binding()
+        importlib.import_module("h2qd.worker.llama.engine")
+        versions["llama-cpp-python"] = binding
+        versions["numpy"] = sys.modules["numpy"].__version__
+    except Exception as error:  # noqa: BLE001 - whatever a third party's import throws, other engines go on
+        journal.record("zygote.import_failed", error)
+    gc.collect()
+    gc.freeze()  # collections in workers leave these pages alone, so they stay shared
+    return versions
+
+
+def _import_binding() -> str:
+    """Import `llama_cpp.llama_cpp` and stand in for the package around it; its version."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("llama-cpp-python is not installed", name="llama_cpp")
+    package = importlib.util.module_from_spec(spec)  # made, not run
+    sys.modules[spec.name] = package
+    try:
+        binding = importlib.import_module("llama_cpp.llama_cpp")
+    except BaseException:
+        del sys.modules[spec.name]  # a later import tells the same error, not one of a half package
+        raise
+    package.__dict__.update({name: value for name, value in vars(binding).items() if not name.startswith("_")})
+    found = _VERSION.search(Path(spec.origin).read_text(encoding="utf-8"))
+    return found.group(1) if found else "unknown"

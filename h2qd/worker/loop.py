@@ -1,0 +1,242 @@
+"""A worker's life: orders in, an engine's answers out. Runs in a forked child; `zygote` calls `serve`.
+
+Two threads. The *reader* takes every message as it comes and answers at once what must not wait for the
+engine: Ping, CancelGeneration, StopWorker, and the end of the channel, which ends the process wherever the
+engine is. The *main* thread takes the other orders in turn and is the only one that works the engine.
+What a message means for memory or policy is the supervisor's business.
+
+Invariant: every Generate is answered with exactly one Generated or GenerationFailed, unless the process dies.
+"""
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, TypeAlias, assert_never
+
+import msgspec
+
+from h2qd.wire.workers import (
+    CancelGeneration,
+    ChannelError,
+    FromWorker,
+    Generate,
+    Generated,
+    GenerationFailed,
+    InspectFile,
+    LoadFailed,
+    Loading,
+    LoadModel,
+    Ping,
+    Pong,
+    StopWorker,
+    Text,
+)
+from h2qd.worker import journal
+from h2qd.worker.channel import Channel
+from h2qd.worker.engine import Beat, Engine, EngineError, Said, open_engine
+from h2qd.worker.inspect import inspect_file
+
+EXIT_STOPPED = os.EX_OK
+"""StopWorker, or a LoadFailed that was said."""
+EXIT_FAULT = os.EX_SOFTWARE
+"""The engine or the conversation broke; stderr says how."""
+EXIT_ORPHANED = os.EX_IOERR
+"""The supervisor is gone."""
+
+_PROGRESS_S_MIN = 0.05
+"""At most this often is progress told."""
+
+_Order: TypeAlias = LoadModel | InspectFile | Generate
+
+
+def serve(sock: socket.socket) -> int:
+    """Work for the supervisor at the other end of `sock`. Returns the process's exit status, or ends the process."""
+    return Worker(Channel(sock)).run()
+
+
+class Worker:
+    """One channel and, once loaded, one engine."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._beat = Beat()
+        self._engine: Engine | None = None
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._requests = _Requests()
+        self._preparing = False  # a load or an inspection is under way
+        self._progress_told_s = 0.0
+
+    # --- reader thread ------------------------------------------------------------------------------
+
+    def _read(self) -> NoReturn:
+        try:
+            for message in self._channel.receive():
+                self._notice(message)
+        except ChannelError as error:
+            journal.record("worker.channel_broken", error)
+            os._exit(EXIT_FAULT)
+        except Exception as error:  # noqa: BLE001 - a worker that cannot hear must not live
+            journal.record("worker.reader_failed", error)
+            os._exit(EXIT_FAULT)
+        os._exit(EXIT_ORPHANED)
+
+    def _notice(self, message: _Order | CancelGeneration | Ping | StopWorker) -> None:
+        match message:
+            case Ping(n):
+                self._say(Pong(n, self._beat.count, self._busy))
+            case CancelGeneration(request):
+                if self._requests.give_up(request) and self._engine is not None:
+                    self._engine.cancel(request)
+            case StopWorker():
+                if self._engine is not None:
+                    self._engine.stop()
+                os._exit(EXIT_STOPPED)
+            case Generate(request):
+                self._requests.arrived(request)
+                self._orders.put(message)
+            case LoadModel() | InspectFile():
+                self._orders.put(message)
+            case _:
+                assert_never(message)
+
+    # --- main thread --------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Take orders until something ends the process; the status to end it with."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        try:
+            while True:
+                self._take(self._orders.get())
+                while self._engine is not None and self._engine.busy:
+                    self._take_waiting()
+                    self._tell(self._engine.step())
+        except EngineError as refusal:  # of a load or an inspection: a request's is answered where it is taken
+            self._say(LoadFailed(refusal.code, refusal.message))
+            return EXIT_STOPPED
+        except Exception as error:  # noqa: BLE001 - whatever an engine throws becomes answers and an exit
+            journal.record("worker.engine_failed", error)
+            self._give_in()
+            return EXIT_FAULT
+
+    def _take_waiting(self) -> None:
+        """Orders that came while the engine worked: more requests may join it."""
+        while not self._orders.empty():
+            self._take(self._orders.get())
+
+    def _take(self, order: _Order) -> None:
+        match order:
+            case LoadModel():
+                self._load(order)
+            case InspectFile(path):
+                self._preparing = True
+                self._say(inspect_file(path, self._progress, self._beat))
+                self._preparing = False
+            case Generate():
+                self._submit(order)
+            case _:
+                assert_never(order)
+
+    def _load(self, order: LoadModel) -> None:
+        if self._engine is not None:
+            raise EngineError("load_failed", "cannot load a second model: a worker holds one")
+        self._preparing = True
+        self._engine = open_engine(order.backend, self._beat)
+        self._say(self._engine.load(order, self._progress))
+        self._preparing = False
+
+    def _submit(self, order: Generate) -> None:
+        if self._engine is None:
+            text = "cannot generate: this worker holds no model"
+            self._tell([GenerationFailed(order.request, "not_loaded", text)])
+            return
+        try:
+            self._engine.submit(order)
+        except EngineError as refusal:
+            self._tell([GenerationFailed(order.request, refusal.code, refusal.message)])
+            return
+        if self._requests.given_up(order.request):  # the reader saw the cancel before the engine saw the request
+            self._engine.cancel(order.request)
+
+    def _tell(self, said: Sequence[Said]) -> None:
+        for message in coalesced(said):
+            if isinstance(message, Generated | GenerationFailed):
+                self._requests.ended(message.request)
+            self._say(message)
+
+    def _give_in(self) -> None:
+        """The engine is in doubt: what waits for it gets its answer before the process ends."""
+        if self._preparing:
+            self._say(LoadFailed("load_failed", "the engine failed while it loaded"))
+        for request in self._requests.open():
+            self._say(GenerationFailed(request, "generation_failed", "the engine failed and was given up"))
+
+    def _progress(self, fraction: float) -> None:
+        now_s = time.monotonic()
+        if now_s - self._progress_told_s >= _PROGRESS_S_MIN:
+            self._progress_told_s = now_s
+            self._say(Loading(min(1.0, max(0.0, fraction))))
+
+    # --- either thread ------------------------------------------------------------------------------
+
+    @property
+    def _busy(self) -> bool:
+        return self._preparing or bool(self._requests.open())
+
+    def _say(self, message: FromWorker) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:  # also inside a native library's callback, where an exception would get lost
+            os._exit(EXIT_ORPHANED)
+
+
+class _Requests:
+    """Requests from their arrival to their end, and whether they were given up; shared by both threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given_up: dict[int, bool] = {}
+
+    def arrived(self, request: int) -> None:
+        with self._lock:
+            self._given_up[request] = False
+
+    def give_up(self, request: int) -> bool:
+        """Whether there was something to give up: a cancel may come after the end."""
+        with self._lock:
+            if request not in self._given_up:
+                return False
+            self._given_up[request] = True
+            return True
+
+    def given_up(self, request: int) -> bool:
+        with self._lock:
+            return self._given_up.get(request, False)
+
+    def ended(self, request: int) -> None:
+        with self._lock:
+            self._given_up.pop(request, None)
+
+    def open(self) -> list[int]:
+        with self._lock:
+            return list(self._given_up)
+
+
+def coalesced(said: Iterable[Said]) -> list[Said]:
+    """What one step said, with the texts of each request joined into its first; order is otherwise kept."""
+    messages: list[Said] = []
+    first: dict[int, int] = {}
+    for message in said:
+        if isinstance(message, Text):
+            at = first.setdefault(message.request, len(messages))
+            if at < len(messages):
+                earlier = messages[at]
+                assert isinstance(earlier, Text)  # noqa: S101 - `first` holds the places of texts only
+                messages[at] = msgspec.structs.replace(
+                    earlier, text=earlier.text + message.text, tokens=earlier.tokens + message.tokens
+                )
+                continue
+        messages.append(message)
+    return messages

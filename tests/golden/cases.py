@@ -1,0 +1,485 @@
+"""What the golden frames hold: one sample of each request, reply, chunk, progress and error, with every field set.
+
+`generate.py` writes them to the JSON files beside it; bindings in other languages read those. A case is never
+changed within a protocol version: a reply that grows becomes a new case, and its old frames stay in the files.
+"""
+
+from dataclasses import dataclass
+
+from h2qd.wire import messages as m
+from h2qd.wire.frames import Kind, Request, request_frames, response_frames
+from h2qd.wire.limits import ID_MAX, PROTOCOL_VERSION
+
+
+@dataclass(frozen=True)
+class Case:
+    """A message: the file it stands in, its name and description there, and its frames."""
+
+    file: str
+    name: str
+    description: str
+    frames: list[bytes]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A request that is refused while it is read: with which code, and under which id (0: it could not be read)."""
+
+    name: str
+    description: str
+    frames: list[bytes]
+    code: str
+    id: int
+
+
+FACTS = m.ModelFacts(
+    format="gguf",
+    architecture="gemma3",
+    title="Gemma 3 270M",
+    quantization="Q4_K_M",
+    parameters=268_098_176,
+    file_bytes=253_115_840,
+    tensor_bytes=247_463_936,
+    context_length=32_768,
+    layers=2,
+    embedding=640,
+    feed_forward=2048,
+    vocabulary=262_144,
+    heads=[4, 4],
+    kv_heads=[1, 0],
+    key_length=256,
+    value_length=256,
+    sliding_window=512,
+    sliding=[True, False],
+    recurrent_bytes=4096,
+    chat_template=True,
+)
+ROW = m.ModelRow(
+    name="gemma3:270m",
+    type="local",
+    state="ready",
+    path="/var/lib/h2qd/gemma3.gguf",
+    size_bytes=253_115_840,
+    architecture="gemma3",
+    quantization="Q4_K_M",
+    parameters=268_098_176,
+    context_length=32_768,
+    available=False,
+    reason="the file is gone",
+)
+RELEASED = m.Released(model="tiny", held_bytes=300_000_000, freed_bytes=299_500_000, ms=12.5)
+# Every command at least once with all its fields, and with none where it can be. Ids count the cases of a list, so
+# new ones stand at its end.
+REQUESTS: list[tuple[str, str, str, m.Ask]] = [
+    ("session.hello", "session.hello", "who asks", m.Hello(client="golden/1")),
+    ("session.hello.bare", "session.hello", "all fields at their defaults", m.Hello()),
+    ("daemon.status", "daemon.status", "no fields", m.Empty()),
+    ("daemon.version", "daemon.version", "no fields", m.Empty()),
+    ("daemon.config", "daemon.config", "no fields", m.Empty()),
+    ("daemon.doctor", "daemon.doctor", "no fields", m.Empty()),
+    ("model.ps", "model.ps", "no fields", m.Empty()),
+    ("model.list", "model.list", "no fields", m.Empty()),
+    ("model.show", "model.show", "one model", m.OfModel(model="gemma3:270m")),
+    ("model.explain", "model.explain", "one model", m.OfModel(model="gemma3:270m")),
+    ("model.plan", "model.plan", "with a context", m.PlanAsk(model="gemma3:270m", ctx=8192)),
+    ("model.import", "model.import", "with a name", m.Import(path="/models/größe.gguf", name="grosse")),
+    ("model.remove", "model.remove", "one model", m.OfModel(model="lib/gemma3")),
+    ("model.load", "model.load", "all fields", m.Load(model="gemma3:270m", ctx=64, reset=True, force=True)),
+    ("model.load.bare", "model.load", "required fields only", m.Load(model="gemma3:270m")),
+    ("model.unload", "model.unload", "all fields", m.Unload(model="gemma3:270m", force=True)),
+    ("model.unload.bare", "model.unload", "the active model", m.Unload()),
+    ("model.switch", "model.switch", "all fields", m.Load(model="tiny", ctx=10_000_000, reset=True, force=True)),
+    (
+        "infer.text",
+        "infer.text",
+        "all fields but json_schema",
+        m.Infer(
+            prompt="Größe 🙂",
+            temperature=0.5,
+            top_k=10,
+            top_p=0.75,
+            min_p=0.125,
+            repeat_penalty=1.25,
+            repeat_last_n=32,
+            seed=4_294_967_294,
+            logit_bias={"0": -1000.0, "262143": 0.5},
+            grammar='root ::= "yes" | "no"',
+            model="gemma3:270m",
+            max_tokens=16,
+            stop=["\n\n", "END"],
+            ignore_eos=True,
+            stream=True,
+            window=4096,
+        ),
+    ),
+    ("infer.text.bare", "infer.text", "a map of one entry under a 16-bit header", m.Infer(prompt="")),
+    (
+        "infer.chat",
+        "infer.chat",
+        "two turns and a JSON schema",
+        m.Chat(
+            messages=[m.ChatMessage(role="system", content="Be brief."), m.ChatMessage(role="user", content="Hi")],
+            json_schema='{"type":"object"}',
+        ),
+    ),
+    ("request.cancel.id", "request.cancel", "by id, the largest there is", m.Cancel(id=ID_MAX)),
+    ("request.cancel.name", "request.cancel", "by the daemon's name for it", m.Cancel(request="r42")),
+    ("stream.credit", "stream.credit", "the one request without an answer", m.Credit(id=65_536, chunks=4096)),
+    ("events.watch", "events.watch", "all fields", m.Events(since=4_294_967_296, follow=False)),
+]
+
+REPLIES: list[tuple[str, str, m.Say]] = [
+    (
+        "session.hello",
+        "limits and rights",
+        m.HelloReply(
+            protocol=1,
+            version="0.1.0",
+            access="admin",
+            capabilities=["stream", "events"],
+            heartbeat_ms=1000,
+            control_bytes_max=65_536,
+            prompt_bytes_max=4_194_304,
+            requests_max=256,
+        ),
+    ),
+    (
+        "daemon.status",
+        "during a switch",
+        m.Status(
+            version="0.1.0",
+            pid=4_194_304,
+            phase="serving",
+            uptime_ms=86_400_000,
+            policy="exclusive",
+            active="gemma3:270m",
+            resident=["gemma3:270m"],
+            running=1,
+            waiting=2,
+            models=3,
+            switch=m.SwitchView(target="tiny", phase="drain", unloading=["gemma3:270m"], age_ms=250),
+            memory=m.MemoryView(
+                limit_bytes=8_589_934_592,
+                available_bytes=4_294_967_295,
+                held_bytes=300_000_000,
+                supervisor_bytes=65_535,
+            ),
+        ),
+    ),
+    (
+        "daemon.version",
+        "with libraries",
+        m.Version(version="0.1.0", protocol=1, python="3.11.7", libraries={"zmq": "4.3.5", "llama": "0.3.36"}),
+    ),
+    (
+        "daemon.config",
+        "one value of each kind",
+        m.Config(
+            path="/etc/h2qd.yaml",
+            values=[
+                m.ConfigValue(key="socket.path", value="/run/h2qd.sock", source="/etc/h2qd.yaml:3"),
+                m.ConfigValue(key="memory.limit_bytes", value=-1, source="default"),
+                m.ConfigValue(key="memory.warn", value=0.75, source="H2QD_MEMORY_WARN"),
+                m.ConfigValue(key="memory.strict", value=True, source="default"),
+                m.ConfigValue(key="model", value=None, source="default"),
+                m.ConfigValue(key="access.admin", value=["root", 1000], source="--admin"),
+            ],
+        ),
+    ),
+    (
+        "daemon.doctor",
+        "one finding of each verdict",
+        m.Doctor(
+            checks=[
+                m.Check(name="socket", verdict="ok", detail="mode 0660"),
+                m.Check(name="swap", verdict="warn", detail="512 MiB are in use", fix="swapoff -a"),
+                m.Check(name="cgroup", verdict="fail", detail="not delegated", fix="Delegate=yes"),
+            ]
+        ),
+    ),
+    (
+        "model.ps",
+        "a model and a request",
+        m.Ps(
+            models=[
+                m.ResidentRow(
+                    name="gemma3:270m",
+                    state="ready",
+                    size_bytes=300_000_000,
+                    planned_bytes=310_000_000,
+                    ctx=4096,
+                    device="cpu",
+                    until_ms=1_800_000_000_000,
+                    age_ms=61_000,
+                    active=True,
+                    pid=4711,
+                    running=1,
+                    waiting=2,
+                    reason="asked for by uid 1000",
+                ),
+                m.ResidentRow(name="tiny", state="loading"),
+            ],
+            requests=[
+                m.RequestRow(
+                    request="r42",
+                    op="infer.text",
+                    state="decode",
+                    model="gemma3:270m",
+                    age_ms=1500,
+                    tokens=12,
+                    uid=1000,
+                    pid=815,
+                ),
+            ],
+        ),
+    ),
+    ("model.list", "one model, whose file is gone", m.Models(models=[ROW])),
+    (
+        "model.show",
+        "all facts",
+        m.Show(model=ROW, facts=FACTS, sha256="0f" * 32, ctx=4096, imported_at_ms=1_760_000_000_000),
+    ),
+    (
+        "model.explain",
+        "a failure and when it is tried again",
+        m.Explain(
+            model="tiny",
+            state="failed",
+            reason="load_failed",
+            story=[
+                m.StoryLine(at_ms=1_760_000_000_000, was="cold", now="loading", why="asked"),
+                m.StoryLine(
+                    at_ms=1_760_000_000_400, was="loading", now="failed", why="load_failed", detail="no tensors"
+                ),
+            ],
+            failures=1,
+            retry_after_ms=500,
+        ),
+    ),
+    (
+        "model.plan",
+        "it fits once another is gone",
+        m.Plan(
+            model="gemma3:270m",
+            ctx=4096,
+            parts=[
+                m.PlanPart(part="weights", size_bytes=247_463_936),
+                m.PlanPart(part="kv_cache", size_bytes=9_437_184),
+            ],
+            total_bytes=256_901_120,
+            limit_bytes=536_870_912,
+            fits=True,
+            unloads=["tiny"],
+            reason="tiny must go first",
+        ),
+    ),
+    (
+        "model.import",
+        "a file registered",
+        m.Imported(model="grosse", changed=True, path="/models/größe.gguf", sha256="a0" * 32, facts=FACTS),
+    ),
+    ("model.remove", "what was forgotten", m.Removed(model="lib/gemma3", path="/models/gemma3.gguf")),
+    (
+        "model.load",
+        "loaded after another went",
+        m.Residency(
+            model="gemma3:270m",
+            changed=True,
+            ctx=4096,
+            memory_bytes=300_000_000,
+            load_ms=412.5,
+            total_ms=512.25,
+            unloaded=[RELEASED],
+            was_active="tiny",
+        ),
+    ),
+    ("model.unload", "what came back", m.Unloaded(model="tiny", changed=True, released=RELEASED)),
+    (
+        "model.switch",
+        "already there",
+        m.Residency(model="tiny", changed=False, ctx=64, memory_bytes=1, load_ms=0.0, total_ms=0.5),
+    ),
+    (
+        "infer.text",
+        "the end of an answer",
+        m.Answer(
+            request="r42",
+            model="gemma3:270m",
+            text="Ende.",
+            finish="stop",
+            usage=m.Usage(prompt_tokens=20, completion_tokens=128, cached_tokens=19),
+            timings=m.Timings(
+                queue_ms=0.5,
+                prefill_ms=66.25,
+                first_token_ms=80.0,
+                decode_ms=1500.0,
+                total_ms=1580.5,
+                tokens_per_s=85.5,
+            ),
+            seed=4_294_967_294,
+        ),
+    ),
+    (
+        "infer.chat",
+        "an answer cut at its length",
+        m.Answer(
+            request="r43",
+            model="tiny",
+            text="",
+            finish="length",
+            usage=m.Usage(prompt_tokens=1, completion_tokens=0),
+            timings=m.Timings(
+                queue_ms=0.0, prefill_ms=0.0, first_token_ms=0.0, decode_ms=0.0, total_ms=0.25, tokens_per_s=0.0
+            ),
+            seed=0,
+        ),
+    ),
+    ("request.cancel", "it was passed on", m.Cancelled(request="r42")),
+    ("events.watch", "the stream ended", m.EventsEnd(seq=ID_MAX)),
+]
+
+STREAMS: list[tuple[str, str, Kind, m.Say]] = [
+    ("chunk.delta", "text of several tokens", Kind.CHUNK, m.Delta(text=" größe 🙂", tokens=3)),
+    (
+        "chunk.notice",
+        "a notice with data of each kind",
+        Kind.CHUNK,
+        m.Notice(
+            seq=7,
+            at_ms=1_760_000_000_000,
+            topic="model",
+            event="loaded",
+            model="tiny",
+            data={"ctx": 4096, "ms": 412.5, "first": True, "was": None, "by": "uid 1000"},
+            missed=3,
+        ),
+    ),
+    (
+        "chunk.notice.bare",
+        "of the daemon itself",
+        Kind.CHUNK,
+        m.Notice(seq=1, at_ms=0, topic="daemon", event="started"),
+    ),
+    (
+        "progress",
+        "waiting for a load",
+        Kind.PROGRESS,
+        m.Progress(phase="loading", request="r42", model="tiny", fraction=0.5, position=2),
+    ),
+    ("progress.bare", "only alive", Kind.PROGRESS, m.Progress(phase="decode")),
+]
+
+ERRORS: list[tuple[str, str, int, m.ErrorReply]] = [
+    (
+        "no_fit",
+        "with facts and a hint",
+        3,
+        m.ErrorReply(
+            code="no_fit",
+            message="cannot load qwen3-8b: it needs 6.1 GiB, 4.2 GiB are free",
+            hint="h2qctl plan qwen3-8b --ctx 2048",
+            because=["gemma3 (3.0 GiB) has requests", "safety buffer 0.5 GiB"],
+            request="r9",
+        ),
+    ),
+    (
+        "queue_full",
+        "try again later",
+        4,
+        m.ErrorReply(code="queue_full", message="cannot queue", retryable=True, retry_after_ms=1500),
+    ),
+    ("malformed", "id 0: no id could be read", 0, m.ErrorReply(code="malformed", message="cannot read the envelope")),
+]
+
+
+def _cases() -> list[Case]:
+    cases = [
+        Case("requests", name, f"{op}: {what}", request_frames(Request(PROTOCOL_VERSION, number, op), body))
+        for number, (name, op, what, body) in enumerate(REQUESTS, 1)
+    ]
+    deadline = Request(PROTOCOL_VERSION, ID_MAX, "daemon.status", deadline_ms=86_400_000)
+    cases.append(Case("requests", "envelope.full", "the largest id and deadline", request_frames(deadline)))
+    cases += [
+        Case("replies", name, f"{name}: {what}", response_frames(number, Kind.REPLY, body))
+        for number, (name, what, body) in enumerate(REPLIES, 1)
+    ]
+    cases += [Case("streams", name, what, response_frames(2**32, kind, body)) for name, what, kind, body in STREAMS]
+    cases += [
+        Case("errors", name, what, response_frames(number, Kind.ERROR, body)) for name, what, number, body in ERRORS
+    ]
+    return cases
+
+
+CASES = _cases()
+
+_STATUS = b"\x83\xa1v\x01\xa2id\x07\xa2op\xaddaemon.status"
+_CREDIT = b"\x83\xa1v\x01\xa2id\x07\xa2op\xadstream.credit"
+_INFER = b"\x83\xa1v\x01\xa2id\x07\xa2op\xaainfer.text"
+
+REFUSALS = [
+    Refusal("no_frames", "a message without frames", [], "malformed", 0),
+    Refusal("delimiter", "what a REQ socket sends: an empty frame first", [b"", _STATUS, b"\x80"], "malformed", 0),
+    Refusal("empty_envelope", "no bytes", [b"", b"\x80"], "malformed", 0),
+    Refusal("envelope_is_list", "an array", [b"\x93\x01\x07\xa1x", b"\x80"], "malformed", 0),
+    Refusal("envelope_cut", "the last byte is missing", [_STATUS[:-1], b"\x80"], "malformed", 0),
+    Refusal("envelope_trailing", "one byte too many", [_STATUS + b"\x80", b"\x80"], "malformed", 0),
+    Refusal("envelope_large", "over 1,024 bytes", [_STATUS + bytes(1024), b"\x80"], "too_large", 0),
+    Refusal("id_negative", "id -1", [b"\x83\xa1v\x01\xa2id\xff\xa2op\xa1x", b"\x80"], "malformed", 0),
+    Refusal(
+        "id_large", "id 2^53", [b"\x83\xa1v\x01\xa2id\xcf\x00\x20\0\0\0\0\0\0\xa2op\xa1x", b"\x80"], "malformed", 0
+    ),
+    Refusal("id_float", "id 7.0", [b"\x83\xa1v\x01\xa2id\xca\x40\xe0\0\0\xa2op\xa1x", b"\x80"], "malformed", 0),
+    Refusal("id_missing", "no id", [b"\x82\xa1v\x01\xa2op\xa1x", b"\x80"], "invalid_request", 0),
+    Refusal("op_missing", "no op", [b"\x82\xa1v\x01\xa2id\x07", b"\x80"], "invalid_request", 7),
+    Refusal("op_bytes", "op as bin", [b"\x83\xa1v\x01\xa2id\x07\xa2op\xc4\x01x", b"\x80"], "invalid_request", 7),
+    Refusal(
+        "envelope_key",
+        "an unknown key",
+        [b"\x84\xa1v\x01\xa2id\x07\xa2op\xa1x\xa1k\x01", b"\x80"],
+        "invalid_request",
+        7,
+    ),
+    Refusal("version", "version 2", [b"\x83\xa1v\x02\xa2id\x07\xa2op\xa1x", b"\x80"], "unsupported_version", 7),
+    Refusal(
+        "version_shape",
+        "version 2, of another shape",
+        [b"\x82\xa1v\x02\xa2id\x07", b"\x80"],
+        "unsupported_version",
+        7,
+    ),
+    Refusal("body_empty", "no bytes", [_STATUS, b""], "invalid_request", 7),
+    Refusal("body_list", "an array", [_STATUS, b"\x90"], "invalid_request", 7),
+    Refusal("body_trailing", "one byte too many", [_STATUS, b"\x80\xc0"], "invalid_request", 7),
+    Refusal("body_key", "an unknown key", [_STATUS, b"\x81\xa1k\x01"], "invalid_request", 7),
+    Refusal("body_int_key", "a key that is no string", [_STATUS, b"\x81\x01\x01"], "invalid_request", 7),
+    Refusal("body_lies", "2^32-1 entries announced", [_STATUS, b"\xdf\xff\xff\xff\xff"], "invalid_request", 7),
+    Refusal("field_missing", "no prompt", [_INFER, b"\x80"], "invalid_request", 7),
+    Refusal("field_utf8", "a prompt that is no UTF-8", [_INFER, b"\x81\xa6prompt\xa1\xff"], "invalid_request", 7),
+    Refusal(
+        "field_surrogate", "half a surrogate pair", [_INFER, b"\x81\xa6prompt\xa3\xed\xb2\x80"], "invalid_request", 7
+    ),
+    Refusal("field_extension", "an extension type", [_INFER, b"\x81\xa6prompt\xd4\x01\x00"], "invalid_request", 7),
+    Refusal(
+        "field_nan",
+        "temperature NaN",
+        [_INFER, b"\x82\xa6prompt\xa0\xabtemperature\xcb\x7f\xf8\0\0\0\0\0\0"],
+        "invalid_request",
+        7,
+    ),
+    Refusal(
+        "field_infinite",
+        "temperature infinite",
+        [_INFER, b"\x82\xa6prompt\xa0\xabtemperature\xca\x7f\x80\0\0"],
+        "invalid_request",
+        7,
+    ),
+    Refusal("field_bool", "true for a number", [_CREDIT, b"\x82\xa2id\xc3\xa6chunks\x01"], "invalid_request", 7),
+    Refusal("field_range", "no chunks", [_CREDIT, b"\x82\xa2id\x01\xa6chunks\x00"], "invalid_request", 7),
+    Refusal(
+        "field_huge",
+        "2^64-1",
+        [_CREDIT, b"\x82\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff\xa6chunks\x01"],
+        "invalid_request",
+        7,
+    ),
+]
