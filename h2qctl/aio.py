@@ -45,16 +45,21 @@ class AsyncStream:
 
     async def __anext__(self) -> str:
         async for delta in self._flow:
-            text = expect(delta, m.Delta).text
-            self._pieces.append(text)
-            return text
+            self._pieces.append(expect(delta, m.Delta).text)
+            return self._pieces[-1]
         if self.answer is not None or self._flow.end is None:
             raise StopAsyncIteration
         end = expect(self._flow.end, m.Answer)
-        self.answer = msgspec.structs.replace(end, text="".join((*self._pieces, end.text)))
+        self._pieces.append(end.text)
+        self.answer = msgspec.structs.replace(end, text=self.text)
         if not end.text:
             raise StopAsyncIteration
         return end.text
+
+    @property
+    def text(self) -> str:
+        """What came so far."""
+        return "".join(self._pieces)
 
     def cancel(self) -> None:
         """Be done: cancel the request at the daemon unless it has ended."""

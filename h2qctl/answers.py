@@ -1,14 +1,14 @@
 """Generated text on its way to the user, for `infer` and `chat`."""
 
 from h2qctl import text
-from h2qctl.flow import Stream
+from h2qctl.flow import Stream, expect
 from h2qctl.output import Output
 from h2qctl.progress import Progress
 from h2qd.wire import messages as m
 
 
-def show_stream(stream: Stream, progress: Progress, out: Output) -> m.Answer | None:
-    """Print the pieces as they come, and a newline at the end if the text has none; the answer, if it ended."""
+def show_stream(stream: Stream, progress: Progress, out: Output) -> m.Answer:
+    """Print the pieces as they come, and a newline at the end if the text has none; the answer."""
     last = ""
     with stream:
         try:
@@ -21,7 +21,7 @@ def show_stream(stream: Stream, progress: Progress, out: Output) -> m.Answer | N
             progress.clear()
             if last and not last.endswith("\n"):
                 out.piece("\n")
-    return stream.answer
+    return expect(stream.answer, m.Answer)
 
 
 def show_whole(answer: m.Answer, out: Output) -> None:

@@ -93,8 +93,8 @@ class Conversation:
         deadline_ms = None if timeout_s is None else min(max(1, round(timeout_s * 1000)), DEADLINE_MS_MAX)
         try:
             frames = request_frames(Request(PROTOCOL_VERSION, call.id, op, deadline_ms), body)
-        except UnicodeEncodeError:
-            raise H2qError("invalid_request", "cannot send this text: it is not valid Unicode") from None
+        except WireError as fault:
+            raise H2qError(fault.code, fault.message) from None
         if len(frames[1]) > command.bytes_max:
             raise H2qError("too_large", f"cannot send {len(frames[1])} bytes to {op}: at most {command.bytes_max}")
         self._calls[call.id] = call

@@ -138,19 +138,21 @@ class Stream(_Held):
 
     def __next__(self) -> str:
         for delta in self._flow:
-            return self._piece(expect(delta, m.Delta).text)
+            self._pieces.append(expect(delta, m.Delta).text)
+            return self._pieces[-1]
         if self.answer is not None or self._flow.end is None:
             raise StopIteration
         end = expect(self._flow.end, m.Answer)
-        rest = end.text
-        self.answer = msgspec.structs.replace(end, text="".join((*self._pieces, rest)))
-        if not rest:
+        self._pieces.append(end.text)
+        self.answer = msgspec.structs.replace(end, text=self.text)
+        if not end.text:
             raise StopIteration
-        return rest
+        return end.text
 
-    def _piece(self, text: str) -> str:
-        self._pieces.append(text)
-        return text
+    @property
+    def text(self) -> str:
+        """What came so far."""
+        return "".join(self._pieces)
 
 
 class Watch(_Held):

@@ -7,7 +7,7 @@ shortened columns are for terminals only. Callers: the verbs and `__main__`.
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO, TypeVar
 
 import msgspec
@@ -50,7 +50,7 @@ class Output:
             for line in lines(value):
                 self.line(line)
 
-    def checks(self, own: list[msgspec.Struct]) -> str:
+    def checks(self, own: Sequence[msgspec.Struct]) -> str:
         """The checks of this side before those in the daemon's reply, if there was one, as one JSON object."""
         said = msgspec.msgpack.decode(self._reply)["checks"] if self._reply else []
         return msgspec.json.encode({"checks": [*own, *said]}).decode()

@@ -44,7 +44,7 @@ class Verb(Protocol):
 
 
 def parse(argv: list[str]) -> tuple[Verb, argparse.Namespace]:
-    """The verb to run and its arguments. Raises `H2qError` (unknown_command); SystemExit after help or wrong usage."""
+    """The verb to run and its arguments. Raises `H2qError` (unknown_command), and SystemExit after help."""
     at = 0
     while at < len(argv) and argv[at].startswith("-"):
         at += 2 if argv[at] in _WITH_VALUE else 1

@@ -1,6 +1,6 @@
 """The options of `infer` and `chat`: declared once, and turned into what the client takes.
 
-Ranges are the daemon's to judge. A grammar or schema is read from a file here, because the daemon may see other files.
+Ranges are the daemon's to judge. A grammar or schema is read from a file here: the daemon may see other files.
 """
 
 import argparse

@@ -52,7 +52,7 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
 def _speakable(stream: TextIO | None) -> TextIO:
     """`stream`, fit for any text: what its encoding lacks is escaped; one that is closed swallows what it gets."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # it lives as long as the process
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # it lives as long as the process
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
     return stream

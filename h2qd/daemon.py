@@ -18,7 +18,6 @@ from pathlib import Path
 import msgpack
 import msgspec
 import psutil
-import structlog
 import zmq
 
 from h2qd import __version__
@@ -26,6 +25,7 @@ from h2qd.config import Config
 from h2qd.core.events import LimitRead, ModelRegistered, RequestArrived, StopAsked, TimerFired
 from h2qd.core.records import Rules, Ticket, Want
 from h2qd.errors import StartError
+from h2qd.logs import get_logger
 from h2qd.runtime import views
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
@@ -49,7 +49,7 @@ from h2qd.wire.catalogue import Access
 from h2qd.wire.frames import Request
 from h2qd.wire.limits import HEARTBEAT_MS, PROTOCOL_VERSION
 
-log = structlog.get_logger()
+log = get_logger()
 
 _FILES_OPEN = 65536
 _RESTORE_REQUEST = 0
@@ -79,7 +79,7 @@ class Daemon:
         self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
-        self._zygote = Zygote(lambda _: self._zygote_ready())
+        self._zygote = Zygote(lambda: self._residents.learn_idle())
         patience = _patience(config)
         self._residents = Residents(self._zygote, patience, self._calls, self._supervisor.post, tree_pss, self._meter)
         self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
@@ -210,9 +210,6 @@ class Daemon:
 
     def _call_gone(self, call: Call) -> None:
         self._commands.gone(call)
-
-    def _zygote_ready(self) -> None:
-        self._loop.create_task(self._residents.learn_idle())
 
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)

@@ -13,7 +13,7 @@ from h2qctl.output import Output
 from h2qctl.progress import Progress
 from h2qctl.stdin import whole
 from h2qd.wire.codes import EXIT_OK
-from h2qd.wire.messages import Answer, ChatMessage
+from h2qd.wire.messages import ChatMessage
 
 SUMMARY = "talk with a model"
 EXAMPLES = ("h2qctl chat", "h2qctl chat gemma3 --system 'Answer briefly.'", "echo 'Who are you?' | h2qctl chat")
@@ -86,7 +86,6 @@ class _Talk:
         """Say `line`; keep what was answered, or nothing of the exchange when nothing was."""
         self._messages.append(ChatMessage("user", line))
         stream: Stream | None = None
-        said = ""
         try:
             with Progress(self._out) as progress:
                 stream = self._client.chat(

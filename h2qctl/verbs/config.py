@@ -27,11 +27,11 @@ def run(client: Client, args: argparse.Namespace, out: Output) -> int:
 
 def lines(config: m.Config, *, width: int | None) -> list[str]:
     """A row a key."""
-    rows = [[value.key, _shown(value.value), value.source] for value in config.values]
+    rows: list[list[object]] = [[value.key, _shown(value.value), value.source] for value in config.values]
     return table(["KEY", "VALUE", "SOURCE"], rows, width)
 
 
-def _shown(value: m.Scalar | list[str] | list[int]) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):

@@ -41,12 +41,8 @@ def lines(status: m.Status) -> list[str]:
         ("supervisor", text.size(memory.supervisor_bytes)),
     ]
     if status.switch is not None:
-        going = ", ".join(status.switch.unloading) or "nothing"
-        pairs.append(
-            (
-                "switch",
-                f"to {status.switch.target}: {status.switch.phase} for {text.duration(status.switch.age_ms)}, "
-                f"unloading {going}",
-            )
-        )
+        moving = status.switch
+        going = ", ".join(moving.unloading) or "nothing"
+        done = f"to {moving.target}: {moving.phase} for {text.duration(moving.age_ms)}, unloading {going}"
+        pairs.append(("switch", done))
     return facts(pairs)

@@ -140,7 +140,9 @@ class _Builder:
             return Scalar(event.value, line, empty=event.style is None and event.value in _NULLS)
         if depth > DEPTH_MAX:
             # Not even read past: the scanner's time grows with the square of open brackets, minutes for 64 KiB.
-            self.refuse(line, key, f"cannot use values nested more than {DEPTH_MAX} deep: nothing after this was read")
+            self.refuse(
+                line, key, f"cannot use values nested more than {DEPTH_MAX} deep: nothing after this was read"
+            )
             raise _TooDeepError
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(events, key, depth, line)

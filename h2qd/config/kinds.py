@@ -194,6 +194,8 @@ class FilePath(msgspec.Struct, frozen=True):
 
     def parse(self, text: str) -> str:
         """The path."""
+        if not text:
+            raise ValueError("it is empty")
         try:
             size = len(os.fsencode(text))
         except UnicodeEncodeError:

@@ -30,16 +30,18 @@ def admit(turn: Turn, ticket: Ticket) -> None:
        crowd of inferences does not keep anybody from unloading the model.
     """
     if turn.state.stopping:
-        turn.refuse(ticket, SHUTTING_DOWN)
+        turn.turn_away(ticket, SHUTTING_DOWN)
         return
     if not ticket.model:
         if turn.state.active is None:
-            turn.refuse(ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active"))
+            turn.turn_away(
+                ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active")
+            )
             return
         ticket = replace(ticket, model=turn.state.active)
     model = turn.state.models.get(ticket.model)
     if model is None:
-        turn.refuse(ticket, no_such_model(turn.state, ticket.model))
+        turn.turn_away(ticket, no_such_model(turn.state, ticket.model))
         return
     if ticket.want is not Want.COLD:
         if ticket.reset:
@@ -48,11 +50,11 @@ def admit(turn: Turn, ticket: Ticket) -> None:
         on_its_way = model.status in HOLDING and satisfies(model, ticket)
         fault = None if on_its_way else load_fault(turn, model, ticket)
         if fault is not None:
-            turn.refuse(ticket, fault)
+            turn.turn_away(ticket, fault)
             return
     queued = len(turn.waiting_for(model.name, ticket.want))
     if queued >= turn.state.rules.queue_max:
-        turn.refuse(ticket, Fault("queue_full", f"cannot queue: {queued} requests wait for {model.name}", (), 1.0))
+        turn.turn_away(ticket, Fault("queue_full", f"cannot queue: {queued} requests wait for {model.name}", (), 1.0))
         return
     turn.wait(ticket)
 

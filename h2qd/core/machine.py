@@ -39,7 +39,7 @@ from h2qd.core.events import (
     WorkerReady,
 )
 from h2qd.core.failures import record_failure
-from h2qd.core.records import Fault, Model, Phase, Released, State
+from h2qd.core.records import Fault, Model, Released, State, Switch
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
 from h2qd.core.turn import Turn, worker_of
 
@@ -76,6 +76,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
         case _:
             assert_never(event)
     _settle(turn)
+    _tell_phase(turn, state.switch, turn.state.switch)
     return turn.state, tuple(turn.effects)
 
 
@@ -88,6 +89,12 @@ def _settle(turn: Turn) -> None:
         switching.advance(turn)
         if turn.state.stopping:
             _advance_stop(turn)
+
+
+def _tell_phase(turn: Turn, before: Switch | None, after: Switch | None) -> None:
+    """Say where the switch is now; phases that took no time are no news."""
+    if after is not None and (before is None or (before.serial, before.phase) != (after.serial, after.phase)):
+        turn.emit(Publish("switch", "switch.phase", after.target, {"phase": after.phase.value}))
 
 
 # --- the list of models -----------------------------------------------------------------------------
@@ -234,17 +241,12 @@ def _stop(turn: Turn, event: StopAsked) -> None:
     if turn.state.stopping:
         return
     state = turn.state = replace(turn.state, stopping=True)
-    losers = state.switch.losers if state.switch is not None else ()
-    for ticket in (*state.waiting, *losers):
+    for ticket in state.waiting:
         turn.refuse(ticket, admission.SHUTTING_DOWN)
-    if state.switch is not None and state.switch.phase is Phase.PATIENCE:
-        turn.emit(ClearTimer(Timer(Clock.PATIENCE, state.switch.serial)))
-    turn.set_switch(None)
+    if state.switch is not None:
+        switching.call_off(turn, state.switch, "the daemon stops")
     for model in list(turn.holders()):
-        if model.status is Status.LOADING:
-            turn.move(model.name, Move.ABANDON, "the daemon stops")
-            turn.emit(StopWorker(worker_of(model), at_once=True))
-        elif model.status is Status.READY:
+        if model.status is Status.READY:
             turn.move(model.name, Move.DRAIN, "the daemon stops")
     turn.emit(SetTimer(_DRAIN, turn.now + event.drain_s))
     turn.emit(Publish("daemon", "daemon.stopping"))

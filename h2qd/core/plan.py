@@ -31,7 +31,8 @@ for a model: graph, thread stacks and work buffers (about 6 MiB). Measured as PS
 
 _TOKEN_BYTES = 176
 """What the engine keeps per vocabulary entry: text, score, and the hash from text to token. Measured with 262,144
-entries of the llama tokenizer; tokenizers with merges keep more, which the calibration of later loads sees."""
+entries of the llama tokenizer. Merges, where a tokenizer has them, cost some 117 bytes each on top (30 MiB for the
+largest vocabularies), which no shape tells: the calibration of later loads sees them."""
 
 
 @dataclass(frozen=True, slots=True)

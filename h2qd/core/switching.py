@@ -47,7 +47,7 @@ def _advance_unload(turn: Turn, model: Model) -> None:
     """Unload a model that a ticket wants cold: at once when it is idle or loading, else when its work has ended."""
     if model.status is Status.LOADING:
         _refuse_line(turn, model.name, Fault("load_cancelled", f"cannot load {model.name}: somebody unloaded it"))
-        _give_up_load(turn, model, "somebody unloaded it")
+        call_off(turn, _switch_of(turn, model), "somebody unloaded it")
         return
     if model.status is Status.READY:
         model = turn.move(model.name, Move.DRAIN, "unload asked")
@@ -71,8 +71,9 @@ def _release(turn: Turn, model: Model) -> None:
 def cut_off(turn: Turn, model: Model, fault: Fault) -> None:
     """End all work on a model now."""
     for running in turn.running_on(model.name):
-        turn.emit(StopGeneration(running.ticket.request, running.worker))
-        turn.refuse(running.ticket, fault)
+        if running.ending is None:
+            turn.emit(StopGeneration(running.ticket.request, running.worker))
+        turn.refuse(running.ticket, running.ending or fault)
 
 
 # --- the switch -------------------------------------------------------------------------------------
@@ -103,52 +104,64 @@ def _begin_next(turn: Turn) -> None:
 def _begin(turn: Turn, target: Model, ticket: Ticket) -> None:
     victims = tuple(m.name for m in turn.holders())
     fallback = turn.state.active if turn.state.active in victims else None
+    busy = any(turn.running_on(name) for name in victims)
     switch = Switch(
         serial=turn.serial(),
         target=target.name,
         ctx=effective_ctx(target, ticket.ctx),
-        phase=Phase.PATIENCE,
+        phase=Phase.PATIENCE if busy else Phase.DRAIN,
         began=turn.now,
         victims=victims,
         fallback=fallback,
         fallback_ctx=turn.model(fallback).asked_ctx if fallback else 0,
     )
     turn.set_switch(switch)
-    if any(turn.running_on(name) for name in victims):
+    if busy:
         turn.emit(SetTimer(Timer(Clock.PATIENCE, switch.serial), turn.now + turn.state.rules.patience_s))
 
 
 def _advance_switch(turn: Turn, switch: Switch) -> None:
-    match switch.phase:
-        case Phase.PATIENCE | Phase.DRAIN:
-            _advance_drain(turn, switch)
-        case Phase.UNLOAD:
-            _advance_victims(turn, switch)
-        case Phase.LOAD:
-            if not _wanted(turn, switch.target):
-                _give_up_load(turn, turn.model(switch.target), "nobody waits for it any more")
-        case Phase.ROLLBACK:
-            pass  # its end is `loaded`, `load_failed`, or an unload that somebody asked for
-
-
-def _advance_drain(turn: Turn, switch: Switch) -> None:
-    tickets = _wanted(turn, switch.target)
-    if not tickets:  # nobody wants the target any more and nothing was unloaded: the old models go on
-        turn.emit(ClearTimer(Timer(Clock.PATIENCE, switch.serial)))
-        turn.set_switch(None)
+    """Take the switch on to its next phase. A load and a rollback end by what their worker does."""
+    if switch.phase is Phase.ROLLBACK:
         return
+    tickets = _wanted(turn, switch.target)
+    if not tickets:
+        call_off(turn, switch, "nobody waits for it any more")
+    elif switch.phase in (Phase.PATIENCE, Phase.DRAIN):
+        _advance_drain(turn, switch, tickets)
+    elif switch.phase is Phase.UNLOAD:
+        _advance_victims(turn, switch, tickets)
+
+
+def call_off(turn: Turn, switch: Switch, why: str) -> None:
+    """End a switch where it is. What was not told to go yet goes on; a worker that loads goes, as in any unload."""
+    _end_patience(turn, switch)
+    turn.set_switch(None)
+    _answer_losers(turn, switch, f"and the rollback was given up: {why}")
+    for model in list(turn.holders()):
+        if model.status is Status.LOADING:
+            turn.move(model.name, Move.ABANDON, why)
+            turn.emit(StopWorker(worker_of(model), at_once=True))
+
+
+def _advance_drain(turn: Turn, switch: Switch, tickets: tuple[Ticket, ...]) -> None:
     if any(ticket.force for ticket in tickets):
         fault = Fault("unloaded", f"cannot go on: the memory was taken by force for {switch.target}")
         for name in switch.victims:
             cut_off(turn, turn.model(name), fault)
     if any(turn.running_on(name) for name in switch.victims):
         return  # while patience lasts, `serve` grants before this looks: the line in front of a victim counts as work
-    turn.emit(ClearTimer(Timer(Clock.PATIENCE, switch.serial)))
+    _end_patience(turn, switch)
     for name in switch.victims:
         model = turn.model(name)
         if model.status in RESIDENT:
             _release(turn, model)
     turn.set_switch(replace(switch, phase=Phase.UNLOAD))
+
+
+def _end_patience(turn: Turn, switch: Switch) -> None:
+    if switch.phase is Phase.PATIENCE:
+        turn.emit(ClearTimer(Timer(Clock.PATIENCE, switch.serial)))
 
 
 def patience_over(turn: Turn, serial: int) -> None:
@@ -162,12 +175,12 @@ def patience_over(turn: Turn, serial: int) -> None:
     turn.set_switch(replace(switch, phase=Phase.DRAIN))
 
 
-def _advance_victims(turn: Turn, switch: Switch) -> None:
+def _advance_victims(turn: Turn, switch: Switch, tickets: tuple[Ticket, ...]) -> None:
     """Once the memory is back, load for the oldest ticket that still may; who began the switch may be gone."""
     if any(turn.model(name).status in HOLDING for name in switch.victims):
         return
     target = turn.model(switch.target)
-    for ticket in _wanted(turn, target.name):
+    for ticket in tickets:
         fault = load_fault(turn, target, ticket)
         if fault is None:
             ctx = effective_ctx(target, ticket.ctx)
@@ -185,15 +198,6 @@ def _start_load(turn: Turn, name: str, ctx: int) -> None:
     planned = plan_of(model, ctx, turn.state.rules.slots).total_bytes
     turn.move(name, Move.LOAD, worker=worker, asked_ctx=ctx, given_ctx=ctx, planned_bytes=planned)
     turn.emit(StartWorker(worker, name, ctx))
-
-
-def _give_up_load(turn: Turn, model: Model, why: str) -> None:
-    """End the switch that loads a model. Its worker is on its way out, as after any unload."""
-    switch = _switch_of(turn, model)
-    turn.set_switch(None)
-    _answer_losers(turn, switch, f"and the rollback was given up: {why}")
-    turn.move(model.name, Move.ABANDON, why)
-    turn.emit(StopWorker(worker_of(model), at_once=True))
 
 
 # --- how a load ends --------------------------------------------------------------------------------

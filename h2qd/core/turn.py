@@ -97,6 +97,10 @@ class Turn:
 
     # --- requests ----------------------------------------------------------------------------------
 
+    def turn_away(self, ticket: Ticket, fault: Fault) -> None:
+        """Answer a request with an error before it was let in."""
+        self.emit(Refuse(ticket.request, fault))
+
     def wait(self, ticket: Ticket) -> None:
         """Put a ticket at the end of the line. A client not known yet stands behind whoever waits already."""
         self.state = replace(self.state, waiting=self.state.waiting.joined(ticket))
@@ -128,7 +132,7 @@ class Turn:
         self.emit(answer)
 
     def refuse(self, ticket: Ticket, fault: Fault) -> None:
-        """Answer a waiting or running request with an error."""
+        """Answer a request that was let in with an error."""
         self._leave_line(ticket)
         self._stop_running(ticket.request)
         self._clear_deadline(ticket)
@@ -182,10 +186,7 @@ class Turn:
 
     def set_switch(self, switch: Switch | None) -> None:
         """Put the switch into its next phase, or end it."""
-        before = self.state.switch
         self.state = replace(self.state, switch=switch)
-        if switch is not None and (before is None or before.phase is not switch.phase):
-            self.emit(Publish("switch", "switch.phase", switch.target, {"phase": switch.phase.value}))
 
 
 _CLIENTS_KNOWN_MAX = 1024

@@ -9,9 +9,9 @@ from collections import Counter
 from typing import NoReturn
 
 from h2qd.gguf.errors import GgufError
+from h2qd.gguf.header import Header, Skipped
 from h2qd.gguf.keys import Keys
-from h2qd.gguf.layers import layers as layers_of
-from h2qd.gguf.reader import Header, Skipped
+from h2qd.gguf.layers import read_layers
 from h2qd.gguf.tensor_types import FILE_TYPES
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.names import shown
@@ -49,7 +49,8 @@ def facts(header: Header) -> ModelFacts:
     head_length = embedding // max(heads) if max(heads) else 0
     key_length = keys.integer("attention.key_length", 0, HEAD_LENGTH_MAX, head_length)
     _check_rope(keys)
-    kept = layers_of(keys, count, heads, kv_heads, embedding, key_length)
+    # Where sliding layers have shorter keys (gemma4), they count at full length: the plan then errs to the safe side.
+    kept = read_layers(keys, count, heads, kv_heads, embedding, key_length)
     return ModelFacts(
         architecture=keys.architecture,
         title=_title(header),

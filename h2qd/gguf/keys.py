@@ -7,7 +7,7 @@ returns is of the asked type and range, or a `GgufError` names the key and the v
 import re
 
 from h2qd.gguf.errors import GgufError
-from h2qd.gguf.reader import Header, Skipped, Value
+from h2qd.gguf.header import Header, Skipped, Value
 from h2qd.wire.names import shown
 
 _ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -62,7 +62,7 @@ _EXAONE4_SLIDING_LAYERS = 64
 _SMALLTHINKER_WINDOW = 4096
 _GEMMA3N_OWN_CACHES = 20
 _OWN_CACHES_MIN = 2
-"""Layers that share look at the last two with caches of their own, one sliding and one not; fewer abort the engine."""
+"""Layers that share use the last two with caches of their own, one sliding and one not; fewer abort the engine."""
 
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
 """All layers keep a state, and none attends."""
@@ -96,7 +96,9 @@ class Layers:
     recurrent_bytes: int
 
 
-def layers(keys: Keys, count: int, heads: list[int], kv_heads: list[int], embedding: int, key_length: int) -> Layers:
+def read_layers(
+    keys: Keys, count: int, heads: list[int], kv_heads: list[int], embedding: int, key_length: int
+) -> Layers:
     """What each of `count` layers keeps, from the metadata and the architecture's habits. Raises `GgufError`."""
     recurrent = _recurrent(keys, count, kv_heads)
     cached = [
@@ -122,7 +124,7 @@ def _recurrent(keys: Keys, count: int, kv_heads: list[int]) -> list[bool]:
         widths = keys.each_layer("feed_forward_length", count, _WIDTH_MAX, idle) if "nemotron" in name else idle
         return [index < running and not kv_heads[index] and not widths[index] for index in range(count)]
     if name in _RECURRENT_BUT_EVERY_NTH:
-        interval = keys.integer("full_attention_interval", 1, count, min(4, count))
+        interval = keys.integer("full_attention_interval", 1, WINDOW_MAX, 4)
         usual = [int((index + 1) % interval != 0) for index in range(count)]
         told = keys.each_layer("attention.recurrent_layers", count, 1, usual)
         return [index < running and bool(told[index]) for index in range(count)]
@@ -172,7 +174,7 @@ def _pattern(keys: Keys, count: int, slide: _Slide) -> list[bool]:
     """Which layers slide: as the file lists them, or by the file's period, or by the architecture's."""
     if isinstance(keys.value(_PATTERN_KEY), tuple):
         return [bool(flag) for flag in keys.each_layer(_PATTERN_KEY, count, 1, [])]
-    period = keys.integer(_PATTERN_KEY, 0, WINDOW_MAX, slide.period)
+    period = keys.integer(_PATTERN_KEY, 0, WINDOW_MAX, slide.period or None)
     if period == 0:
         return [True] * count
     dense = 0 if slide.dense_first else period - 1

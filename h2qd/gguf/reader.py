@@ -3,19 +3,19 @@
 What it holds is bounded whatever the file claims: long arrays and strings are measured and skipped. It checks the
 format and where the tensors lie; what the values mean is for `facts`. Called by workers, when a model is imported and
 again at a load if the file changed. Layout: magic, version, two counts, key-value pairs, tensor descriptions,
-padding, tensor data. Invariant: a `Header` describes tensors that lie within the file, aligned and apart from each other.
+padding, tensor data. Invariant: a `Header` it returns describes tensors that lie within the file, aligned and apart.
 """
 
 import os
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from h2qd.gguf.errors import GgufError
-from h2qd.gguf.tensor_types import TENSOR_TYPES, TensorType
+from h2qd.gguf.header import Header, Number, Skipped, Tensor, Value
+from h2qd.gguf.tensor_types import TENSOR_TYPES
 from h2qd.gguf.window import Window
 from h2qd.wire.names import shown
 
@@ -56,43 +56,6 @@ _NUMBERS: dict[int, tuple[str, str]] = {
     12: ("float64", "d"),
 }
 _UINT32 = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A value that was measured and not kept: `length` bytes of a text, or elements of an array of `kind`."""
-
-    kind: str
-    length: int
-
-
-Number: TypeAlias = int | float | bool
-Value: TypeAlias = Number | str | tuple[Number, ...] | Skipped
-"""A number, a short string, a short array of numbers, or what is known of anything else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """Where a tensor lies: `offset` counts from the start of the tensor data; `shape` begins with a row's length."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: TensorType
-    offset: int
-    elements: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A checked header. `data_offset` is where the tensor data begins in a file of `file_bytes`."""
-
-    version: int
-    alignment: int
-    file_bytes: int
-    data_offset: int
-    values: Mapping[str, Value]
-    tensors: tuple[Tensor, ...]
 
 
 def identity(status: os.stat_result) -> list[int]:

@@ -7,7 +7,7 @@ llama-cpp-python 0.3.36 built for the machine it runs on. It reads nothing itsel
 
 from collections.abc import Mapping
 
-from h2qd.gguf.reader import Header, Tensor
+from h2qd.gguf.header import Header, Tensor
 
 _X86 = {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8, "MXFP4": 8}
 _X86_AVX512 = {**_X86, "Q2_K": 8}

@@ -1,7 +1,8 @@
 """How tensors are stored: the element types that the engine can read, their blocks and their names.
 
-A table and nothing else; numbers are those of `enum ggml_type` and `enum llama_ftype`. Numbers that the format
-retired (Q4_2, Q4_0_4_4 and the like) are left out on purpose: the engine refuses them or worse.
+A table and nothing else; numbers are those of `enum ggml_type` and `enum llama_ftype`. Left out on purpose are those
+that the format retired (Q4_2, Q4_0_4_4 and the like) and the types of intermediate results (Q8_1, Q8_K), which no
+converter writes and the engine does not multiply with as weights.
 """
 
 from dataclasses import dataclass
@@ -24,13 +25,11 @@ TENSOR_TYPES: dict[int, TensorType] = {
     6: TensorType("Q5_0", 32, 22),
     7: TensorType("Q5_1", 32, 24),
     8: TensorType("Q8_0", 32, 34),
-    9: TensorType("Q8_1", 32, 36),
     10: TensorType("Q2_K", 256, 84),
     11: TensorType("Q3_K", 256, 110),
     12: TensorType("Q4_K", 256, 144),
     13: TensorType("Q5_K", 256, 176),
     14: TensorType("Q6_K", 256, 210),
-    15: TensorType("Q8_K", 256, 292),
     16: TensorType("IQ2_XXS", 256, 66),
     17: TensorType("IQ2_XS", 256, 74),
     18: TensorType("IQ3_XXS", 256, 98),

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import structlog
 from msgspec import Struct
 
 from h2qd.core.records import Fault
+from h2qd.logs import get_logger
 from h2qd.runtime.server import Client, Server
 from h2qd.runtime.streams import Outlet, TextOutlet
 from h2qd.wire.codes import CODES
@@ -21,7 +21,7 @@ from h2qd.wire.limits import HEARTBEAT_MS, REQUESTS_PER_CLIENT_MAX
 from h2qd.wire.messages import ErrorReply, Progress
 from h2qd.wire.workers import Generate, Generated
 
-log = structlog.get_logger()
+log = get_logger()
 
 _QUIET = ("daemon.", "session.", "model.ps", "model.list", "model.show", "model.explain", "model.plan", "events.")
 """Operations that only look: their log lines are for debugging."""

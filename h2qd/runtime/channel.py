@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from h2qd.wire.workers import ChannelError, Reassembler, frame
+from h2qd.wire.workers import UNREADABLE, ChannelError, Reassembler, frame
 
 _READ_BYTES = 256 * 1024
 _UNSENT_BYTES_MAX = 64 * 1024 * 1024
@@ -82,7 +82,7 @@ class Channel:
                 self._on_body(body)
                 if not self._open:
                     return
-        except (ChannelError, msgspec.DecodeError) as error:
+        except (ChannelError, *UNREADABLE) as error:
             self.close(f"it said something that is no message: {error}")
 
     def close(self, why: str = "closed") -> None:

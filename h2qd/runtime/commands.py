@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import structlog
-
 from h2qd import __version__
 from h2qd.core.admission import no_such_model
 from h2qd.core.events import ForgetAsked, RequestAbandoned, RequestArrived
 from h2qd.core.records import Fault, Ticket, Want
+from h2qd.logs import get_logger
 from h2qd.runtime import views
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.imports import ImportFault, Imports
@@ -41,7 +40,7 @@ from h2qd.wire.limits import (
 from h2qd.wire.names import name_fault, shown, suggest_name
 from h2qd.wire.workers import Generate, Sampler, Turn
 
-log = structlog.get_logger()
+log = get_logger()
 
 _CANCELLED = Fault("cancelled", "cannot go on: the request was cancelled")
 _GONE = Fault("cancelled", "cannot go on: the client went away")
@@ -344,11 +343,6 @@ def _sampler(ask: m.Sampling) -> Sampler:
     """The sampling fields for a worker: the seed drawn, biases keyed by token."""
     if ask.grammar is not None and ask.json_schema is not None:
         raise Refusal(Fault("invalid_request", "cannot use a grammar and a json_schema at a time"))
-    biases: dict[int, float] = {}
-    for token, bias in ask.logit_bias.items():
-        if not (token.isascii() and token.isdigit() and len(token) <= 10):
-            raise Refusal(Fault("invalid_request", f"cannot bias {shown(token)}: keys of logit_bias are token ids"))
-        biases[int(token)] = bias
     return Sampler(
         temperature=ask.temperature,
         top_k=ask.top_k,
@@ -357,7 +351,7 @@ def _sampler(ask: m.Sampling) -> Sampler:
         repeat_penalty=ask.repeat_penalty,
         repeat_last_n=ask.repeat_last_n,
         seed=secrets.randbelow(2**32 - 1) if ask.seed is None else ask.seed,
-        logit_bias=biases,
+        logit_bias={int(token): bias for token, bias in ask.logit_bias.items()},
         grammar=ask.grammar,
         json_schema=ask.json_schema,
     )

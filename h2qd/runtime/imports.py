@@ -11,15 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import count
 
-import structlog
-
 from h2qd.core.records import Fault
+from h2qd.logs import get_logger
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.registry import Manifest, Registry
 from h2qd.wire.workers import FromWorker, Inspected, InspectFile, Loading
 
-log = structlog.get_logger()
+log = get_logger()
 
 _JOB_NUMBERS = 2**40
 """Job workers are numbered from here, the core's workers from 1."""

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import assert_never
 
-import structlog
-
 from h2qd.core.effects import (
     ClearTimer,
     Complete,
@@ -25,6 +23,7 @@ from h2qd.core.effects import (
     TellResident,
 )
 from h2qd.core.records import Fault
+from h2qd.logs import get_logger
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.residents import Residents
@@ -33,7 +32,7 @@ from h2qd.runtime.views import answer, released, residency
 from h2qd.store.registry import Manifest, Memory, Registry
 from h2qd.wire.messages import Removed, Unloaded
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Performer:

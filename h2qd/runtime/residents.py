@@ -12,10 +12,9 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-import structlog
-
 from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerReady
 from h2qd.core.records import Fault
+from h2qd.logs import get_logger
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
@@ -34,7 +33,7 @@ from h2qd.wire.workers import (
     Text,
 )
 
-log = structlog.get_logger()
+log = get_logger()
 
 _SETTLED_S = 5.0
 """At most this often a busy model is measured again."""
@@ -210,7 +209,6 @@ class Residents:
         took_s = time.monotonic() - resident.stop_began if resident.stop_began else 0.0
         del self._residents[resident.worker.number]
         after = await self._tree()
-        self._tree_idle = after if not self._residents else self._tree_idle
         before = resident.tree_stopped or after
         held = max(0, before - resident.tree_before)
         fault = end.fault or Fault("worker_crashed", f"cannot go on: the process of {resident.model} went")
@@ -219,15 +217,17 @@ class Residents:
 
     # --- measuring --------------------------------------------------------------------------------
 
-    async def learn_idle(self) -> None:
-        """Measure the tree while no model is resident: what loads are counted from."""
-        if not self._residents:
-            self._tree_idle = await self._tree()
+    def learn_idle(self) -> None:
+        """Measure the tree while nothing runs in it: what loads are counted from."""
+        self._spawn(self._learn_idle())
+
+    async def _learn_idle(self) -> None:
+        tree = await self._tree()
+        if self._zygote.childless:  # a worker forked meanwhile would share pages, and halve what was read
+            self._tree_idle = tree
 
     async def _tree(self) -> int:
-        pids = [self._zygote.pid, *(r.worker.pid for r in self._residents.values())]
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._meter, self._measure, [pid for pid in pids if pid is not None])
+        return await asyncio.get_running_loop().run_in_executor(self._meter, self._measure, self._zygote.pids)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import zmq
 
+from h2qd.logs import get_logger
 from h2qd.runtime.sockets import Readable
 from h2qd.runtime.zap import Doorkeeper, peer_of
 from h2qd.wire.codes import CODES
@@ -21,7 +21,7 @@ from h2qd.wire.frames import Kind, Request, WireError, response_frames, split_re
 from h2qd.wire.limits import FRAME_BYTES_MAX
 from h2qd.wire.messages import ErrorReply
 
-log = structlog.get_logger()
+log = get_logger()
 
 _RECEIVE_QUEUE = 16
 _SEND_QUEUE = 2048

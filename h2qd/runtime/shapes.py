@@ -20,4 +20,5 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         sliding_window=facts.sliding_window,
         sliding=tuple(facts.sliding),
         recurrent_bytes=facts.recurrent_bytes,
+        repacked_bytes=facts.repacked_bytes,
     )

@@ -8,15 +8,14 @@ and its request is answered as our defect. With checks on, every step is followe
 from collections import deque
 from collections.abc import Callable
 
-import structlog
-
 from h2qd.core import invariants
 from h2qd.core.effects import Effect
 from h2qd.core.events import Event
 from h2qd.core.machine import step
 from h2qd.core.records import Rules, State
+from h2qd.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Supervisor:

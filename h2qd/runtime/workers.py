@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-import structlog
 
 from h2qd.core.records import Fault
+from h2qd.logs import get_logger
 from h2qd.runtime.channel import Channel
 from h2qd.runtime.zygote import Zygote
 from h2qd.wire.codes import CODES
@@ -32,7 +32,7 @@ from h2qd.wire.workers import (
     from_worker,
 )
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ is decided later, command by command, in `commands`. See RFC 27 (ZAP) of the Zer
 import contextlib
 from collections.abc import Callable
 
-import structlog
 import zmq
 
+from h2qd.logs import get_logger
 from h2qd.runtime.sockets import Readable
 
-log = structlog.get_logger()
+log = get_logger()
 
 _FIELDS_MIN = 6
 

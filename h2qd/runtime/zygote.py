@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
-
+from h2qd.logs import get_logger
 from h2qd.runtime.channel import Channel
 from h2qd.wire.workers import Fork, Forked, Reaped, ZygoteReady, from_zygote
 
-log = structlog.get_logger()
+log = get_logger()
 
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 30.0
@@ -32,7 +31,9 @@ _ENVIRONMENT = {
 
 
 class Parent(Protocol):
-    """Who asked for a worker."""
+    """Who asked for a worker. `pid` is None until it runs."""
+
+    pid: int | None
 
     def forked(self, pid: int) -> None:
         """The worker runs."""
@@ -42,10 +43,13 @@ class Parent(Protocol):
 
 
 class Zygote:
-    """The zygote process, kept alive. `ready` is set once its imports are done."""
+    """The zygote process, kept alive.
 
-    def __init__(self, on_ready: Callable[[dict[str, str]], None]) -> None:
-        self._on_ready = on_ready
+    `ready` once its imports are done; `on_childless` is called then, and whenever the last worker is gone.
+    """
+
+    def __init__(self, on_childless: Callable[[], None]) -> None:
+        self._on_childless = on_childless
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, Parent] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,6 +64,17 @@ class Zygote:
     def pid(self) -> int | None:
         """The zygote's process, if it runs."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that hold memory for models and jobs: the zygote's own and all its workers'."""
+        family = (self.pid, *(parent.pid for parent in self._workers.values()))
+        return [pid for pid in family if pid is not None]
+
+    @property
+    def childless(self) -> bool:
+        """Whether no worker runs or is asked for."""
+        return not self._workers
 
     def start(self) -> None:
         """Start the process."""
@@ -90,13 +105,16 @@ class Zygote:
             case ZygoteReady(libraries=libraries):
                 self.ready, self.libraries = True, libraries
                 log.info("zygote.ready", s=round(self._loop.time() - self._started_at, 3), **libraries)
-                self._on_ready(libraries)
+                if self.childless:
+                    self._on_childless()
             case Forked(worker=worker, pid=pid):
                 if (parent := self._workers.get(worker)) is not None:
                     parent.forked(pid)
             case Reaped(worker=worker, status=status, peak_bytes=peak):
                 if (parent := self._workers.pop(worker, None)) is not None:
                     parent.reaped(status, peak)
+                if self.childless:
+                    self._on_childless()
 
     def _lose(self, worker: int) -> None:
         if (parent := self._workers.pop(worker, None)) is not None:

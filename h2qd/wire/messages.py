@@ -171,6 +171,7 @@ class ModelFacts(Say, frozen=True):
 
     Per-layer lists have `layers` entries (or one, when all layers are alike). `kv_heads[i]` is 0 for a layer
     without attention. `sliding_window` is the window in tokens of the layers marked in `sliding`, 0 for none.
+    `repacked_bytes` are copies in another layout that the engine makes on this device.
     Bounded, because a worker that read a hostile file is who fills it in.
     """
 
@@ -193,6 +194,7 @@ class ModelFacts(Say, frozen=True):
     sliding_window: Count = 0
     sliding: Annotated[list[bool], Meta(max_length=limits.LAYERS_MAX)] = []
     recurrent_bytes: Count = 0
+    repacked_bytes: Count = 0
     chat_template: bool = False
 
 

@@ -119,7 +119,7 @@ class FakeEngine:
     # --- the contract of `engine.Engine` --------------------------------------------------------------
 
     def load(self, order: LoadModel, progress: Progress) -> Loaded:
-        """Follow the script at `order.path`. Raises `EngineError`: what it says, file_not_found, invalid_model_file."""
+        """Follow the script at `order.path`. Raises `EngineError`: what it says, or that there is no script."""
         start_s = time.monotonic()
         if not allowed():
             raise EngineError("load_failed", "this build has no backend 'fake': it is for tests")
@@ -165,9 +165,9 @@ class FakeEngine:
         if not self._runs:
             return []
         run = self._runs[0]
-        self._beat.tick()
         if run.cancelled.is_set():
             return [self._finish(run, "cancelled")]
+        self._beat.tick()
         if run.prefill_steps < _PREFILL_STEPS:
             return self._prefill(run)
         return self._decode(run)
@@ -205,12 +205,12 @@ class FakeEngine:
             return [self._finish(run, "length")]
         if run.tokens >= len(texts) and not (run.order.ignore_eos and texts):
             return [self._finish(run, "stop")]
-        if run.cancelled.wait(self._script.token_ms / 1000):
-            return [self._finish(run, "cancelled")]
+        self._meet_accident(run.tokens)
         if self._script.fail_at_token == run.tokens:
             self._runs.popleft()
             return [GenerationFailed(run.order.request, "generation_failed", "the script says so")]
-        self._meet_accident(run.tokens)
+        if run.cancelled.wait(self._script.token_ms / 1000):
+            return [self._finish(run, "cancelled")]
         self._take_memory(self._script.leak_bytes_per_token)
         text = texts[run.tokens % len(texts)]
         if run.tokens == 0:

@@ -9,15 +9,20 @@ import os
 import stat
 from io import BufferedReader
 
+from msgspec.structs import replace
+
 from h2qd.gguf.errors import GgufError
 from h2qd.gguf.facts import facts
 from h2qd.gguf.reader import identity, read_header
+from h2qd.gguf.repack import repacked_bytes
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.workers import Inspected
 from h2qd.worker import fake
 from h2qd.worker.engine import Beat, EngineError, Progress
 
 _BLOCK_BYTES = 1024 * 1024
+_CPUINFO_CHARS_MAX = 64 * 1024
+"""Enough for the first processors, and all are of one kind as far as layouts go."""
 
 
 def inspect_file(path: str, progress: Progress, beat: Beat) -> Inspected:
@@ -49,17 +54,19 @@ def _open_regular(path: str) -> BufferedReader:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not a path"
         raise EngineError("file_not_found", f"cannot open the file: {reason}") from error
-    file = os.fdopen(fd, "rb")
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        file.close()
+        os.close(fd)
         raise EngineError("invalid_model_file", "cannot use it as a model: it is not a regular file")
-    return file
+    return os.fdopen(fd, "rb")
 
 
 def _facts(file: BufferedReader) -> ModelFacts:
     if fake.allowed() and fake.is_script(file):
         return fake.read_script(file).facts
-    return facts(read_header(file))
+    header = read_header(file)
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpus:  # noqa: PTH123 - bounded read
+        here = repacked_bytes(header, cpus.read(_CPUINFO_CHARS_MAX))
+    return replace(facts(header), repacked_bytes=here)
 
 
 def _sha256(file: BufferedReader, size: int, progress: Progress, beat: Beat) -> str:

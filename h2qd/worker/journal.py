@@ -19,8 +19,8 @@ def record(event: str, error: BaseException | None = None, **fields: str | int) 
     """Write `event` (noun.verb) with its fields, and the last lines of `error`'s traceback. Never raises."""
     entry: dict[str, str | int] = {"event": event, "pid": os.getpid(), **fields}
     if error is not None:
-        entry["error"] = f"{type(error).__name__}: {error}"[: _LINE_BYTES_MAX // 8]
-        entry["traceback"] = "".join(traceback.format_tb(error.__traceback__))[-_LINE_BYTES_MAX // 4 :]
+        entry["error"] = _encodable(f"{type(error).__name__}: {error}"[: _LINE_BYTES_MAX // 8])
+        entry["traceback"] = _encodable("".join(traceback.format_tb(error.__traceback__))[-_LINE_BYTES_MAX // 4 :])
     line = msgspec.json.encode(entry) + b"\n"
     if len(line) > _LINE_BYTES_MAX:
         entry.pop("traceback", None)
@@ -29,3 +29,8 @@ def record(event: str, error: BaseException | None = None, **fields: str | int) 
         os.write(_STDERR, line)
     except OSError:
         return  # nobody reads the log any more; there is no one else to tell
+
+
+def _encodable(text: str) -> str:
+    """`text` without lone surrogates: a path that is not UTF-8 carries them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,9 +1,9 @@
 """The imports that every worker shares, done once in the zygote and kept small. Called by `zygote` only.
 
-`import llama_cpp` costs 20 MB and 80 ms more than its C binding: its package file imports a high-level
-class with a disk cache, chat formats and templates that workers never use. So the package is entered into
-`sys.modules` without running that file, with the names of the C binding in it. Importing runs no OpenMP
-region and starts no thread: a fork later would lose them.
+`import llama_cpp` also imports a high-level class that workers never use, and for it a disk cache that
+pickles, SQLite and chat formats: 3 MB, here and on every small device. So the package is entered into
+`sys.modules` without running its own file, with the names of the C binding in it, as that file has them.
+Importing runs no OpenMP region and starts no thread: a fork later would lose them.
 """
 
 import gc
@@ -36,9 +36,10 @@ def preload() -> dict[str, str]:
         binding = _import_binding()
         importlib.import_module("h2qd.worker.llama.engine")
         versions["llama-cpp-python"] = binding
-        versions["numpy"] = sys.modules["numpy"].__version__
     except Exception as error:  # noqa: BLE001 - whatever a third party's import throws, other engines go on
         journal.record("zygote.import_failed", error)
+    if numpy := sys.modules.get("numpy"):
+        versions["numpy"] = numpy.__version__
     gc.collect()
     gc.freeze()  # collections in workers leave these pages alone, so they stay shared
     return versions

@@ -1,16 +1,17 @@
 """Loading into free memory, and what a resident model does for whoever asks."""
 
 from h2qd.core.effects import Clock
+from h2qd.core.plan import ModelShape
 from h2qd.core.records import Rules
 from h2qd.core.states import Status
 from tests.playbook import (
     CRASH,
     GIB,
     MIB,
-    SHAPE,
     Playbook,
     answered,
     cancel,
+    cold,
     complete,
     dies,
     fires,
@@ -154,7 +155,7 @@ def test_a_context_beyond_what_the_model_was_made_for_is_cut_to_it() -> None:
 def test_a_model_that_states_no_length_gets_what_is_asked() -> None:
     (
         Playbook()
-        .when(registered("a", shape=SHAPE.__class__(tensor_bytes=MIB), ctx=2048))
+        .when(registered("a", shape=ModelShape(tensor_bytes=MIB), ctx=2048))
         .then()
         .when(load(1, "a"))
         .then(start("a", ctx=2048))
@@ -311,6 +312,14 @@ def test_a_deadline_passes_in_line_and_ends_the_load() -> None:
 
 
 def test_a_load_that_dies_after_it_was_given_up_is_no_failure() -> None:
-    play = Playbook("a").when(infer(1, "a")).then(start("a")).when(unload(2, "a"))
-    play.then(refuse(1, "load_cancelled"), stop("a", at_once=True))
-    play.when(dies("a", CRASH)).then().states(a=Status.COLD) if False else play.when(gone("a"))
+    play = (
+        Playbook("a")
+        .when(infer(1, "a"))
+        .then(start("a"))
+        .when(unload(2, "a"))
+        .then(refuse(1, "load_cancelled"), stop("a", at_once=True))
+        .when(dies("a", CRASH))
+        .then(cold(2, "a"))
+        .states(a=Status.COLD)
+    )
+    assert play.state.models["a"].failures == ()

@@ -1,0 +1,154 @@
+"""Reads memory where it binds: the machine, the cgroups around a process, and processes themselves. Bytes.
+
+Parsers are pure; `root` is put before /proc and /sys so that tests can read trees of their own. It judges nothing:
+what a reading means is decided by the core. Readings of the machine and of cgroups take well under a millisecond;
+`pss_bytes` walks the page tables of its process, takes milliseconds for gigabytes, and must run off the event loop.
+A figure that cannot be read does not raise: processes that are gone hold 0, limits that are unreadable do not bind.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+# --- parsers ----------------------------------------------------------------------------------------
+
+
+def parse_sizes(text: str) -> dict[str, int]:
+    """The `Name:  N kB` lines of /proc/meminfo or smaps_rollup, in bytes; other lines are passed over."""
+    sizes: dict[str, int] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3 and words[0].endswith(":") and words[1].isdigit() and words[2] == "kB":
+            sizes[words[0][:-1]] = int(words[1]) * 1024
+    return sizes
+
+
+def parse_counts(text: str) -> dict[str, int]:
+    """The `name N` lines of a memory.stat."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def parse_limit(text: str) -> int | None:
+    """A limit file of a cgroup; None for "max" and for what is no number."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def parse_memberships(text: str) -> dict[str, str]:
+    """/proc/PID/cgroup: the path of the group by controller, v2 under ""."""
+    groups: dict[str, str] = {}
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path.startswith("/"):
+            groups |= dict.fromkeys(controllers.split(","), path)
+    return groups
+
+
+def parse_mounts(text: str) -> dict[str, tuple[str, str]]:
+    """/proc/PID/mountinfo: (path within the hierarchy, mount point) of "" (cgroup v2) and "memory" (v1)."""
+    mounts: dict[str, tuple[str, str]] = {}
+    for line in text.splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        places, kind = mount.split(), filesystem.split()
+        if len(places) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2":
+            mounts.setdefault("", (_unescaped(places[3]), _unescaped(places[4])))
+        elif kind[0] == "cgroup" and "memory" in kind[2].split(","):
+            mounts.setdefault("memory", (_unescaped(places[3]), _unescaped(places[4])))
+    return mounts
+
+
+def _unescaped(path: str) -> str:
+    """Blanks and backslashes are octal in mountinfo."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
+
+
+# --- the machine and its cgroups --------------------------------------------------------------------
+
+
+def memory_limit(root: str = "/", pid: int | None = None) -> int:
+    """All the memory that `pid` (None: this process) could ever get: the machine's, or less by its cgroups."""
+    total = parse_sizes(_text(Path(root, "proc/meminfo"))).get("MemTotal", 0)
+    return min([total, *(limit for _, limit in _limited_groups(Path(root), pid))])
+
+
+def memory_available(root: str = "/", pid: int | None = None) -> int:
+    """The memory that `pid` could take now without swapping: MemAvailable, or less by the room in its cgroups.
+
+    A group's room is its limit less what it uses. Page cache not used lately does not count: it is given up first.
+    """
+    available = parse_sizes(_text(Path(root, "proc/meminfo"))).get("MemAvailable", 0)
+    rooms = [limit - _held(group) for group, limit in _limited_groups(Path(root), pid)]
+    return max(0, min([available, *rooms]))
+
+
+def _limited_groups(root: Path, pid: int | None) -> Iterator[tuple[Path, int]]:
+    """Every cgroup around `pid` that has a memory limit, innermost first, and that limit."""
+    for group in _groups(root, pid):
+        # memory.high is no wall, but a group above it is throttled until nothing in it gets on.
+        limits = [parse_limit(_text(group / name)) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        known = [limit for limit in limits if limit is not None]
+        if known:
+            yield group, min(known)
+
+
+def _groups(root: Path, pid: int | None) -> Iterator[Path]:
+    """The folders of the cgroups around `pid`, v2 and v1, as far up as they can be seen from here."""
+    process = root / "proc" / ("self" if pid is None else str(pid))
+    memberships = parse_memberships(_text(process / "cgroup"))
+    for controller, (top, point) in parse_mounts(_text(process / "mountinfo")).items():
+        if controller not in memberships:
+            continue
+        inside = os.path.relpath(memberships[controller], top)
+        # A container may see its path from outside of its own mount: then the mount point is its group.
+        parts = () if inside.startswith("..") else Path(inside).parts
+        folder = root / point.lstrip("/")
+        for depth in range(len(parts), -1, -1):
+            yield folder.joinpath(*parts[:depth])
+
+
+def _held(group: Path) -> int:
+    """What `group` uses and would not give up at once."""
+    used = parse_limit(_text(group / "memory.current")) or parse_limit(_text(group / "memory.usage_in_bytes")) or 0
+    stat = parse_counts(_text(group / "memory.stat"))
+    # v1's plain counters leave out the groups below; its total_ ones are what v2 counts.
+    return used - stat.get("total_inactive_file", stat.get("inactive_file", 0))
+
+
+# --- processes --------------------------------------------------------------------------------------
+
+
+def pss_bytes(pid: int, root: str = "/") -> int:
+    """The memory of `pid`, shared pages divided among those who share them; its RSS where that may not be read.
+
+    0 when the process is gone. Slow: run it off the event loop.
+    """
+    sizes = parse_sizes(_text(Path(root, "proc", str(pid), "smaps_rollup")))
+    return sizes["Pss"] if "Pss" in sizes else rss_bytes(pid, root)
+
+
+def tree_pss(pids: Iterable[int], root: str = "/") -> int:
+    """The memory of several processes together; what they share counts once. Slow, as `pss_bytes`."""
+    return sum(pss_bytes(pid, root) for pid in pids)
+
+
+def rss_bytes(pid: int, root: str = "/") -> int:
+    """The resident memory of `pid`, shared pages counted in full; 0 when it is gone. Cheap."""
+    words = _text(Path(root, "proc", str(pid), "statm")).split()
+    return int(words[1]) * _PAGE_BYTES if len(words) > 1 and words[1].isdigit() else 0
+
+
+def _text(path: Path) -> str:
+    """The content of a small kernel file; "" when it cannot be read."""
+    try:
+        return path.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return ""

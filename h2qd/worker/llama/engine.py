@@ -1,0 +1,136 @@
+"""The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, one context, one request at a time.
+
+Turns an order into a prompt and a chooser, and gives the slot its steps. What a step does is in `slot`. More slots
+will share the context's batch; until then a second request is refused. Called by the worker's loop.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from llama_cpp import llama_cpp as native
+
+from h2qd.wire.workers import Generate, Loaded, LoadModel
+from h2qd.worker.engine import Beat, EngineError, Progress, Said
+from h2qd.worker.llama import model
+from h2qd.worker.llama.chat import chat_tokens
+from h2qd.worker.llama.context import Context
+from h2qd.worker.llama.model import Model
+from h2qd.worker.llama.sampler import open_chooser
+from h2qd.worker.llama.slot import Slot
+from h2qd.worker.llama.template import ChatTemplate
+from h2qd.worker.llama.vocabulary import Vocabulary
+
+BYTES_PER_TOKEN_MAX = 256
+"""No text is made of longer tokens than this; longer prompts are refused without tokenizing them."""
+
+
+class LlamaEngine:
+    """Runs what `load` loaded."""
+
+    def __init__(self, beat: Beat) -> None:
+        self._beat = beat
+        self._loaded: _Loaded | None = None
+        self._slot: Slot | None = None
+
+    def load(self, order: LoadModel, progress: Progress) -> Loaded:
+        """Load the model. Raises `EngineError`: file_not_found, invalid_model_file, load_failed."""
+        start_s = time.perf_counter()
+        loaded = self._loaded = _Loaded(model.load(order, progress, self._beat), self._interrupted)
+        return Loaded(loaded.context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
+
+    def submit(self, order: Generate) -> None:
+        """Take a request.
+
+        Raises `EngineError`: not_loaded, queue_full, invalid_request, context_overflow, invalid_grammar,
+        no_chat_template, invalid_messages.
+        """
+        start_s = time.perf_counter()
+        loaded = self._loaded
+        if loaded is None:
+            raise EngineError("not_loaded", "cannot generate: no model is loaded")
+        if self._slot is not None:
+            raise EngineError("queue_full", "cannot take a second request: this engine works on one at a time")
+        prompt = loaded.prompt(order)
+        if len(prompt) + 1 > loaded.context.size:
+            raise _overflow(f"has {len(prompt)} tokens", loaded.context.size)
+        banned = loaded.vocabulary.ends if order.ignore_eos else ()
+        chooser = open_chooser(order.sampler, loaded.vocabulary, prompt, banned=banned)
+        self._slot = Slot(order, prompt, loaded.context, loaded.vocabulary, chooser, start_s)
+
+    def cancel(self, request: int) -> None:
+        """Give `request` up, at the latest after one token or one operation of a prefill. From any thread."""
+        slot = self._slot
+        if slot is not None and slot.request == request:
+            slot.cancelled = True
+
+    def step(self) -> Sequence[Said]:
+        """A piece of the request's prompt, or a token."""
+        slot = self._slot
+        if slot is None:
+            return []
+        self._beat.tick()
+        said = slot.step()
+        if slot.ended:
+            self._slot = None
+        return said
+
+    @property
+    def busy(self) -> bool:
+        """A request is at work."""
+        return self._slot is not None
+
+    def stop(self) -> None:
+        """Nothing of this engine lives outside of its process."""
+
+    def close(self) -> None:
+        """Free the model; only when idle."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.context.close()
+            loaded.model.free()
+
+    def _interrupted(self) -> bool:
+        """Asked by the native prefill, many times a second: also the sign that it moves."""
+        self._beat.tick()
+        slot = self._slot
+        return slot is not None and slot.cancelled
+
+
+class _Loaded:
+    """What there is once a model is loaded."""
+
+    def __init__(self, loaded: Model, interrupted: Callable[[], bool]) -> None:
+        self.model = loaded
+        self.vocabulary = Vocabulary(loaded.model)
+        self.context = Context(loaded.model, loaded.context, interrupted)
+        self._template: ChatTemplate | None = None
+
+    def prompt(self, order: Generate) -> list[int]:
+        """The tokens of a prompt or a conversation, at least one. Raises `EngineError`."""
+        texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
+        size = sum(map(len, texts))
+        if size > self.context.size * BYTES_PER_TOKEN_MAX:
+            raise _overflow(f"has {size} characters", self.context.size)
+        if order.turns is not None:
+            tokens = chat_tokens(order.turns, self._chat_template(), self.vocabulary)
+        else:
+            tokens = self.vocabulary.tokenize(order.prompt or "", special=False)
+            if self.vocabulary.bos is not None and (self.vocabulary.adds_bos or not tokens):
+                tokens.insert(0, self.vocabulary.bos)
+        if not tokens:
+            raise EngineError("invalid_request", "cannot continue an empty prompt: this model has no beginning token")
+        return tokens
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            source = native.llama_model_chat_template(self.model.model, None)
+            if not source:
+                raise EngineError("no_chat_template", "cannot answer a conversation: the model has no chat template")
+            self._template = ChatTemplate(source)
+        return self._template
+
+
+def _overflow(what: str, size: int) -> EngineError:
+    return EngineError(
+        "context_overflow", f"cannot fit the prompt: it {what}, the context holds {size} and needs room for an answer"
+    )

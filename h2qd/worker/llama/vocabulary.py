@@ -1,0 +1,73 @@
+"""A model's tokens: text to tokens, a token to its bytes, and the few tokens that mean something.
+
+No state of a request is here. Called by `slot`, `chat` and `sampler`.
+"""
+
+import ctypes
+from functools import cached_property
+
+from llama_cpp import llama_cpp as native
+
+_SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
+_PIECE_BYTES = 128
+
+
+class Vocabulary:
+    """Of a loaded native model, which must outlive it."""
+
+    def __init__(self, model: int) -> None:
+        self.native = native.llama_model_get_vocab(model)
+        self.size: int = native.llama_vocab_n_tokens(self.native)
+        bos = native.llama_vocab_bos(self.native)
+        self.bos: int | None = bos if bos >= 0 else None
+        self.adds_bos = self.bos is not None and bool(native.llama_vocab_get_add_bos(self.native))
+        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """The tokens of `text`, with none added. `special`: control tokens written out in it count as such."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2  # no token is shorter than a byte; some models put a space in front
+        tokens = (ctypes.c_int32 * room)()
+        count = native.llama_tokenize(self.native, data, len(data), tokens, room, False, special)
+        if count < 0:
+            raise ValueError(f"{-count} tokens of {len(data)} bytes")
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` stands for in a text: nothing for control tokens, part of a character at times."""
+        length = native.llama_token_to_piece(self.native, token, self._buffer, len(self._buffer), 0, False)
+        if length < 0:
+            self._buffer = ctypes.create_string_buffer(-length)
+            length = native.llama_token_to_piece(self.native, token, self._buffer, len(self._buffer), 0, False)
+        return self._buffer.raw[:length]
+
+    def name(self, token: int) -> str:
+        """How a control token is written, for example "<eos>"; empty when there is none of this number."""
+        if token < 0:
+            return ""
+        text: bytes = native.llama_vocab_get_text(self.native, token)
+        return text.decode("utf-8", "replace")
+
+    @property
+    def bos_name(self) -> str:
+        """How the token of a text's beginning is written; may be empty."""
+        return self.name(native.llama_vocab_bos(self.native))
+
+    @property
+    def eos_name(self) -> str:
+        """How the token of a text's end is written; may be empty."""
+        return self.name(native.llama_vocab_eos(self.native))
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation ends at `token`."""
+        return bool(native.llama_vocab_is_eog(self.native, token))
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """All tokens at which generation ends. Asks for each token of the vocabulary once: 0.1 s for 262,144."""
+        is_end = native.llama_vocab_is_eog
+        return [token for token in range(self.size) if is_end(self.native, token)]
+
+    def is_special(self, token: int) -> bool:
+        """Whether `token` comes of text only when that is tokenized with `special`."""
+        return bool(native.llama_vocab_get_attr(self.native, token) & _SPECIAL)

@@ -1,0 +1,144 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from h2qd.core.plan import MemoryPlan, ModelShape, memory_plan
+
+MIB = 2**20
+
+GEMMA3_270M = ModelShape(
+    tensor_bytes=246_587_904,
+    context_length=32_768,
+    layers=18,
+    embedding=640,
+    feed_forward=2048,
+    vocabulary=262_144,
+    heads=(4,) * 18,
+    kv_heads=(1,) * 18,
+    key_length=256,
+    value_length=256,
+    sliding_window=512,
+    sliding=(True, True, True, True, True, False) * 3,
+    repacked_bytes=13_271_040,
+)
+
+
+def part(plan: MemoryPlan, name: str) -> int:
+    return dict(plan.parts)[name]
+
+
+def test_what_llama_cpp_reserved_for_a_real_model() -> None:
+    # Buffers from the load log of Gemma 3 270M Q4_K_M (n_outputs_max 1), and the PSS after decoding 512 tokens.
+    measured = {
+        512: (9.0, 18.77, 380_253_184),
+        2048: (21.0, 20.77, 393_466_880),
+        8192: (39.0, 26.77, 412_350_464),
+        32_768: (111.0, 50.77, 489_034_752),
+    }
+    for ctx, (kv_mib, compute_mib, pss) in measured.items():
+        plan = memory_plan(GEMMA3_270M, ctx)
+        assert plan.ctx == ctx
+        assert part(plan, "weights") == 246_587_904
+        assert part(plan, "repacked") == 13_271_040
+        assert part(plan, "kv_cache") == kv_mib * MIB
+        assert part(plan, "output") == MIB
+        assert abs(part(plan, "compute") - compute_mib * MIB) < 0.05 * compute_mib * MIB
+        assert pss <= plan.total_bytes < 1.1 * pss
+
+
+def test_the_compute_buffers_of_other_shapes() -> None:
+    # Reserved by llama.cpp for made-up models of two layers: (E, FF, heads, kv heads, head length), ctx, MiB.
+    measured = [
+        ((1024, 4096, 16, 8, 64), 512, 32.51),
+        ((1024, 4096, 16, 8, 64), 4096, 36.01),
+        ((1024, 8192, 16, 8, 64), 4096, 60.01),
+        ((2048, 1024, 16, 8, 128), 512, 22.51),
+        ((2048, 1024, 16, 16, 128), 4096, 30.01),
+        ((1024, 1024, 16, 8, 256), 512, 26.51),
+        ((2048, 8192, 32, 8, 64), 512, 64.51),
+        ((896, 4864, 14, 2, 64), 512, 36.01),
+    ]
+    for (embedding, feed_forward, heads, kv_heads, length), ctx, mib in measured:
+        shape = ModelShape(
+            layers=2,
+            embedding=embedding,
+            feed_forward=feed_forward,
+            heads=(heads,),
+            kv_heads=(kv_heads,),
+            key_length=length,
+            value_length=length,
+        )
+        assert abs(part(memory_plan(shape, ctx), "compute") / MIB - mib) < 0.02 * mib
+    quarter = ModelShape(
+        layers=2, embedding=1024, feed_forward=4096, heads=(16,), kv_heads=(8,), key_length=64, value_length=64
+    )
+    assert abs(part(memory_plan(quarter, 512, ubatch=128), "compute") / MIB - 8.13) < 0.1
+
+
+def test_a_sliding_layer_keeps_its_window_and_a_batch() -> None:
+    sliding = ModelShape(layers=1, kv_heads=(1,), key_length=8, value_length=8, sliding_window=100, sliding=(True,))
+    row = 16 * 2
+    assert part(memory_plan(sliding, 100_000), "kv_cache") == 768 * row
+    assert part(memory_plan(sliding, 100_000, ubatch=64), "kv_cache") == 256 * row
+    assert part(memory_plan(sliding, 256), "kv_cache") == 256 * row
+
+
+def test_layers_without_a_cache_and_quantized_caches_cost_less() -> None:
+    mixed = ModelShape(layers=3, kv_heads=(0, 2, 0), key_length=8, value_length=8, recurrent_bytes=1000)
+    assert part(memory_plan(mixed, 1024), "kv_cache") == 1024 * 2 * 16 * 2
+    assert part(memory_plan(mixed, 1024, kv_bytes=1.0625), "kv_cache") == 1024 * 2 * 17
+    assert part(memory_plan(mixed, 1024, slots=4), "recurrent") == 4000
+
+
+def test_slots_share_the_context_and_answer_side_by_side() -> None:
+    one, four = memory_plan(GEMMA3_270M, 8192), memory_plan(GEMMA3_270M, 8192, slots=4)
+    assert part(four, "output") == 4 * part(one, "output")
+    full_layers = 3 * 8192 * 512 * 2
+    assert part(four, "kv_cache") == full_layers + 4 * 15 * 1024 * 512 * 2
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 200_000), st.integers(1, 200_000))
+def test_a_larger_context_never_takes_less(one: int, other: int) -> None:
+    small, large = sorted((one, other))
+    assert memory_plan(GEMMA3_270M, small).total_bytes <= memory_plan(GEMMA3_270M, large).total_bytes
+
+
+odd = st.integers(-(2**64), 2**64)
+few = st.integers(-5, 3000)
+shapes = st.builds(
+    ModelShape,
+    tensor_bytes=odd,
+    context_length=odd,
+    layers=st.one_of(few, odd),
+    embedding=odd,
+    feed_forward=odd,
+    vocabulary=odd,
+    heads=st.lists(odd, max_size=5).map(tuple),
+    kv_heads=st.lists(odd, max_size=5).map(tuple),
+    key_length=odd,
+    value_length=odd,
+    sliding_window=odd,
+    sliding=st.lists(st.booleans(), max_size=5).map(tuple),
+    recurrent_bytes=odd,
+    repacked_bytes=odd,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, odd, few, odd, odd, st.floats())
+def test_no_shape_breaks_the_plan(
+    shape: ModelShape, ctx: int, slots: int, batch: int, ubatch: int, kv_bytes: float
+) -> None:
+    plan = memory_plan(shape, ctx, slots, batch, ubatch, kv_bytes)
+    assert plan.ctx == ctx
+    assert all(size >= 0 for _, size in plan.parts)
+    assert plan.total_bytes == sum(size for _, size in plan.parts)
+    assert [name for name, _ in plan.parts] == [
+        "weights",
+        "repacked",
+        "kv_cache",
+        "recurrent",
+        "compute",
+        "output",
+        "overhead",
+    ]
