@@ -63,28 +63,33 @@ def loss(event: bytes) -> tuple[str, str]:
     return "unreachable", "cannot talk to what listens on the socket: it is not h2qd"
 
 
-def silent(path: str, silence_s: float) -> H2qError:
-    """The error for a daemon that said nothing for `silence_s`: gone, or there but stuck."""
+def silent(path: str, silence_s: float, *, heard: bool) -> H2qError:
+    """The error for a daemon that said nothing for `silence_s`: gone, stuck since it was last `heard`, or no daemon."""
     try:
         address.probe(path)
     except H2qError as error:
         return error
-    return H2qError("timeout", f"cannot get an answer: the daemon is there but said nothing for {silence_s:g} s")
+    if heard:
+        return H2qError("timeout", f"cannot get an answer: the daemon said nothing more for {silence_s:g} s")
+    return H2qError(
+        "unreachable", f"cannot get an answer: the daemon takes connections but said nothing for {silence_s:g} s"
+    )
 
 
 class Channel:
     """A connection to the daemon at `path`. Raises `H2qError` when nobody listens there."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: str, silence_s: float) -> None:
+        self.closed = True
+        self._close_wanted = False
+        self._lock = threading.Lock()
+        self._unwanted: deque[Call] = deque()
         address.probe(path)
-        self.closed = False
         self._path = path
         self._silence_s = silence_s
         self._talk = Conversation()
-        self._lock = threading.Lock()
-        self._unwanted: deque[Call] = deque()
-        self._close_wanted = False
         self._socket = context.socket(zmq.DEALER)
+        self.closed = False
         tune(self._socket)
         self._monitor = self._socket.get_monitor_socket(LOSSES)
         self._poller = zmq.Poller()
@@ -115,7 +120,7 @@ class Channel:
                 raise H2qError("timeout", "cannot get an answer: the time given for it is over", "raise the timeout")
             if now >= quiet_until:
                 self._talk.forget(call)
-                raise silent(self._path, self._silence_s)
+                raise silent(self._path, self._silence_s, heard=self._talk.heard)
             limits = [_LOOK_S, quiet_until - now] + ([until - now] if until is not None else [])
             if call in self._look(min(limits)):
                 quiet_until = monotonic() + self._silence_s
@@ -143,6 +148,9 @@ class Channel:
         """End the connection, from whichever thread; a thread that waits on it gets `unreachable`."""
         self._close_wanted = True
         self._tidy()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _look(self, seconds: float) -> list[Call]:
         """Sleep until something is heard, at most `seconds`; the calls that it was about."""

@@ -21,9 +21,10 @@ from h2qctl.channel import SETTLE_S, Channel
 from h2qctl.errors import H2qError
 from h2qctl.flow import Flow, OnBody, OnProgress, Reply, Stream, Watch
 from h2qd.wire import messages as m
+from h2qd.wire.limits import HEARTBEAT_MS
 
-SILENCE_S = 5.0
-"""How long a request may hear nothing; the daemon reports each second that it is alive."""
+SILENCE_S = 5 * HEARTBEAT_MS / 1000
+"""How long a request may hear nothing, in seconds, before the daemon is taken for gone or stuck."""
 
 
 class Client:

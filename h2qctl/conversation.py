@@ -75,11 +75,12 @@ class Call:
 
 
 class Conversation:
-    """All calls of one connection. Not thread-safe: its owner sees to that."""
+    """All calls of one connection, and whether anything was `heard` on it. Not thread-safe: its owner sees to that."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
         self._calls: dict[int, Call] = {}
+        self.heard = False
 
     def calls(self) -> list[Call]:
         """The calls whose end has not been heard, also those given up."""
@@ -132,6 +133,7 @@ class Conversation:
         except WireError as fault:
             self.fail("malformed", f"the daemon said something that is no message: {fault.message}")
             return None
+        self.heard = True
         call = self._calls.get(envelope.id)
         if call is None:
             return None

@@ -61,7 +61,7 @@ class Line:
                         "timeout", "cannot get an answer: the time given for it is over", "raise the timeout"
                     ) from None
                 self._talk.forget(call)
-                raise silent(self._path, self._silence_s) from None
+                raise silent(self._path, self._silence_s, heard=self._talk.heard) from None
         return item
 
     def consumed(self, call: Call) -> None:

@@ -33,8 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--logit-bias",
         action="append",
         type=bias,
-        metavar="TOKEN=X",
-        help="add X to a token's score; can be repeated",
+        metavar="ID=X",
+        help="add X to the logit of token number ID; can be repeated",
     )
     group.add_argument("--grammar", metavar="FILE", help="allow only text that this GBNF grammar describes")
     group.add_argument("--json-schema", metavar="FILE", help="allow only JSON that follows this schema")
@@ -60,14 +60,14 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def bias(argument: str) -> tuple[str, float]:
-    """`TOKEN=X` as a pair. Raises ArgumentTypeError."""
+    """`ID=X` as a pair. Raises ArgumentTypeError."""
     token, equals, value = argument.rpartition("=")
     try:
         if equals and token:
             return token, float(value)
     except ValueError:
         pass  # told below, with the form that is wanted
-    raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write TOKEN=NUMBER")
+    raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write ID=NUMBER")
 
 
 def _contents(path: str | None) -> str | None:

@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"h2qd {__version__}")
     options = parser.parse_args(arguments)
 
+    # The supervisor speaks no TLS; asyncio does without the module when it is absent, which saves 4 MB.
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type] # None bars the import
+
     from h2qd.config import ConfigError, load_config  # noqa: PLC0415 - --help and --version need none of it
 
     given = {"--socket": options.socket, "--state-dir": options.state_dir, "--log-level": options.log_level}
@@ -54,9 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(config: "Config", *, checks: bool) -> int:
-    # The supervisor speaks no TLS; asyncio does without the module when it is absent, which saves 4 MB.
-    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type] # None bars the import
-
     from h2qd.daemon import run  # noqa: PLC0415 - as above
     from h2qd.errors import StartError  # noqa: PLC0415 - as above
     from h2qd.logs import configure, get_logger  # noqa: PLC0415 - as above

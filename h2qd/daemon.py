@@ -79,9 +79,10 @@ class Daemon:
         self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
-        self._zygote = Zygote(lambda: self._residents.learn_idle())
+        self._zygote = Zygote()
         patience = _patience(config)
         self._residents = Residents(self._zygote, patience, self._calls, self._supervisor.post, tree_pss, self._meter)
+        self._zygote.on_childless = self._residents.learn_idle
         self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
         self._commands = Commands(
             self._supervisor,

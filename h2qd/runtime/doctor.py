@@ -69,7 +69,7 @@ def _engine(libraries: Mapping[str, str], *, ready: bool) -> Check:
         return Check(
             "engine", "fail", "the process that workers are forked from is not ready", "see the daemon's log"
         )
-    if "llama_cpp" not in libraries:
+    if "llama-cpp-python" not in libraries:
         return Check("engine", "fail", "llama-cpp-python cannot be imported", "pip install llama-cpp-python")
     return Check("engine", "ok", ", ".join(f"{name} {version}" for name, version in libraries.items()))
 

@@ -48,8 +48,8 @@ class Zygote:
     `ready` once its imports are done; `on_childless` is called then, and whenever the last worker is gone.
     """
 
-    def __init__(self, on_childless: Callable[[], None]) -> None:
-        self._on_childless = on_childless
+    def __init__(self) -> None:
+        self.on_childless: Callable[[], None] = _nothing
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, Parent] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -106,7 +106,7 @@ class Zygote:
                 self.ready, self.libraries = True, libraries
                 log.info("zygote.ready", s=round(self._loop.time() - self._started_at, 3), **libraries)
                 if self.childless:
-                    self._on_childless()
+                    self.on_childless()
             case Forked(worker=worker, pid=pid):
                 if (parent := self._workers.get(worker)) is not None:
                     parent.forked(pid)
@@ -114,7 +114,7 @@ class Zygote:
                 if (parent := self._workers.pop(worker, None)) is not None:
                     parent.reaped(status, peak)
                 if self.childless:
-                    self._on_childless()
+                    self.on_childless()
 
     def _lose(self, worker: int) -> None:
         if (parent := self._workers.pop(worker, None)) is not None:
@@ -144,3 +144,7 @@ class Zygote:
         self._closing = True
         if self._channel is not None:
             self._channel.close()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -83,12 +83,13 @@ def test_all_sampling_options_reach_the_client(tmp_path: Path) -> None:
     schema.write_text('{"type": "object"}')
     argv = (
         "infer hi --max-tokens 5 --temperature 0 --top-k 1 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 "
-        f"--repeat-last-n 8 --seed 0 --stop A --stop B --ignore-eos --logit-bias 12=-5 --logit-bias ==1 --json-schema {schema}"
+        f"--repeat-last-n 8 --seed 0 --stop A --stop B --ignore-eos --logit-bias 12=-5 "
+        f"--logit-bias 7=1 --json-schema {schema}"
     )
     _, args = parser.parse(shlex.split(argv))
     assert sampling.options(args) == {
         "max_tokens": 5, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1,
-        "repeat_last_n": 8, "seed": 0, "stop": ["A", "B"], "ignore_eos": True, "logit_bias": {"12": -5.0, "=": 1.0},
+        "repeat_last_n": 8, "seed": 0, "stop": ["A", "B"], "ignore_eos": True, "logit_bias": {"12": -5.0, "7": 1.0},
         "grammar": None, "json_schema": '{"type": "object"}',
     }  # fmt: skip
 
