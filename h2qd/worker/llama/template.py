@@ -160,7 +160,7 @@ def _bounded_memory() -> Iterator[None]:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + MEMORY_BYTES_MAX
     bounds = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limit, *bounds), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (min([limit, *bounds]), hard))
     try:
         yield
     finally:

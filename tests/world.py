@@ -1,0 +1,339 @@
+"""The world outside of the core, in small: workers, generations, timers and clients, as the runtime has them.
+
+`World.feed` takes one step of the real machine and performs its effects on this world, asserting on the way whatever
+a runtime relies on: a worker is started once, is spoken to while it lives, two never hold memory at once; each
+request gets exactly one answer, and only after its worker is done with it; timers are set for what exists and are
+gone with it; the state agrees with the world. It chooses nothing: who drives it (a random machine, a simulated day)
+decides what happens next, with the events that a real daemon would send.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from h2qd.core.effects import (
+    ClearTimer,
+    Clock,
+    Complete,
+    Effect,
+    Exit,
+    Publish,
+    Refuse,
+    Remember,
+    SetTimer,
+    StartGeneration,
+    StartWorker,
+    StopGeneration,
+    StopWorker,
+    TellCold,
+    TellForgotten,
+    TellResident,
+    Timer,
+)
+from h2qd.core.events import (
+    Event,
+    ForgetAsked,
+    GenerationEnded,
+    RequestAbandoned,
+    RequestArrived,
+    StopAsked,
+    TimerFired,
+    WorkerExited,
+    WorkerReady,
+)
+from h2qd.core.invariants import check
+from h2qd.core.machine import step
+from h2qd.core.records import Fault, Phase, Rules, State, Ticket, Want
+from h2qd.core.states import HOLDING, TABLE, Move, Status
+
+HELD = 2**30
+SLACK_S = 1e-6
+CRASH = Fault("worker_crashed", "the process died")
+
+
+@dataclass
+class Worker:
+    """A process: it loads until `ready`, and works until it was told to go."""
+
+    number: int
+    model: str
+    ctx: int
+    ready: bool = False
+    leaving: bool = False
+
+
+@dataclass
+class Generation:
+    """A request that a worker works on."""
+
+    request: int
+    worker: int
+    stopped: bool = False
+
+
+@dataclass
+class World:
+    """What is outside, and the state of the core that knows it. `now` in seconds."""
+
+    rules: Rules = field(default_factory=Rules)
+    now: float = 0.0
+    workers: dict[int, Worker] = field(default_factory=dict)
+    generations: dict[int, Generation] = field(default_factory=dict)
+    timers: dict[Timer, float] = field(default_factory=dict)
+    tickets: dict[int, Ticket] = field(default_factory=dict)
+    outcomes: dict[int, Effect] = field(default_factory=dict)
+    answered_at: dict[int, float] = field(default_factory=dict)
+    granted_at: dict[int, float] = field(default_factory=dict)
+    remembered: str | None = None
+    exited: bool = False
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.state = State(rules=self.rules)
+        self._forgets: set[int] = set()
+        self._dead: set[int] = set()
+        self._answered_by_worker: set[int] = set()
+        self._statuses: dict[str, Status] = {}
+
+    # --- what happens ---------------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> tuple[Effect, ...]:
+        """One step: the event goes in, what comes out is done, and everything is checked."""
+        self.now = event.now
+        self._note(event)
+        self.state, effects = step(self.state, event)
+        self.steps += 1
+        for effect in effects:
+            self._perform(effect)
+        broken = check(self.state)
+        assert broken is None, broken
+        self._check_agreement()
+        return effects
+
+    def ask(self, ticket: Ticket) -> None:
+        """A client asks for something."""
+        self.feed(RequestArrived(self.now, ticket))
+
+    def give_up(self, request: int) -> None:
+        """A client cancels, or is gone."""
+        self.feed(RequestAbandoned(self.now, request, Fault("cancelled", "cancelled")))
+
+    def load_ends(self, worker: Worker, *, fault: Fault | None = None, ctx: int | None = None) -> None:
+        """A worker has loaded its model, or could not."""
+        if fault is None:
+            worker.ready = True
+            self.feed(WorkerReady(self.now, worker.number, worker.ctx if ctx is None else ctx, HELD, 0.5))
+        else:
+            self.exits(worker, fault)
+
+    def exits(self, worker: Worker, fault: Fault = CRASH) -> None:
+        """A worker is gone, as it was told or all by itself."""
+        del self.workers[worker.number]
+        self._dead.add(worker.number)
+        for request in [g.request for g in self.generations.values() if g.worker == worker.number]:
+            del self.generations[request]
+        self.feed(WorkerExited(self.now, worker.number, fault, HELD, HELD, 0.1))
+
+    def generated(self, generation: Generation, fault: Fault | None = None) -> None:
+        """A worker is done with a request."""
+        del self.generations[generation.request]
+        self.feed(GenerationEnded(self.now, generation.request, fault))
+
+    def fire(self, timer: Timer) -> None:
+        """A timer goes off at its time; the clock moves on to it."""
+        at = max(self.now, self.timers.pop(timer))
+        self.feed(TimerFired(at, timer))
+
+    def next_timer(self) -> Timer | None:
+        """The timer that goes off first."""
+        return min(self.timers, key=lambda timer: (self.timers[timer], timer.clock, timer.key), default=None)
+
+    def pass_time(self, until: float) -> None:
+        """The clock moves on; what is due on the way goes off, in order."""
+        while (timer := self.next_timer()) is not None and self.timers[timer] <= until:
+            self.fire(timer)
+        self.now = max(self.now, until)
+
+    def unanswered(self) -> list[int]:
+        """The requests that have no answer yet, oldest first."""
+        return [request for request in self.tickets if request not in self.outcomes]
+
+    def rest(self, steps_max: int = 5000) -> None:
+        """Let the world run until nothing moves: workers load and go, generations end, timers go off.
+
+        Whoever is still unanswered then would wait for ever, and that is a failure. So is a world that never rests.
+        """
+        for _ in range(steps_max):
+            loading = next((w for w in self.workers.values() if not w.ready and not w.leaving), None)
+            leaving = next((w for w in self.workers.values() if w.leaving), None)
+            if self.generations:
+                self.generated(next(iter(self.generations.values())))
+            elif leaving is not None:
+                self.exits(leaving)
+            elif loading is not None:
+                self.load_ends(loading)
+            elif (timer := self.next_timer()) is not None:
+                self.fire(timer)
+            else:
+                break
+        else:
+            raise AssertionError(f"the world does not come to rest in {steps_max} steps")
+        assert not self.unanswered(), f"requests {self.unanswered()} wait for ever in {self.state}"
+
+    # --- what is done ---------------------------------------------------------------------------------
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case RequestArrived():
+                assert event.ticket.request not in self.tickets, "the driver uses a request's number twice"
+                self.tickets[event.ticket.request] = event.ticket
+            case ForgetAsked():
+                self._forgets.add(event.request)
+            case GenerationEnded(fault=None):
+                self._answered_by_worker.add(event.request)
+            case _:
+                pass
+
+    def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
+        match effect:
+            case StartWorker():
+                self._start_worker(effect)
+            case StopWorker():
+                self.workers[effect.worker].leaving = True
+            case StartGeneration():
+                self._start_generation(effect)
+            case StopGeneration():
+                generation = self.generations[effect.request]
+                assert generation.worker == effect.worker, "a request is stopped on a worker that does not have it"
+                assert not generation.stopped, "a request is stopped twice"
+                generation.stopped = True
+            case Complete():
+                assert effect.request in self._answered_by_worker, "an answer is sent that no worker gave"
+                assert effect.request in self.granted_at, "an answer is sent to a request that never ran"
+                self._answer(effect.request, effect)
+            case TellResident():
+                model = self.state.models[effect.model]
+                assert self.tickets[effect.request].want is Want.RESIDENT, "a load's answer to another request"
+                assert model.given_ctx == effect.ctx, "an answer tells another context than there is"
+                self._answer(effect.request, effect)
+            case TellCold():
+                assert self.tickets[effect.request].want is Want.COLD, "an unload's answer to another request"
+                self._answer(effect.request, effect)
+            case TellForgotten():
+                assert effect.request in self._forgets, "a removal's answer to another request"
+                assert effect.model not in self.state.models, "a model is forgotten and still there"
+                self._forgets.discard(effect.request)
+            case Refuse():
+                if effect.request in self._forgets:
+                    self._forgets.discard(effect.request)
+                else:
+                    self._answer(effect.request, effect)
+            case SetTimer():
+                assert effect.timer not in self.timers, f"{effect.timer} is set twice"
+                self.timers[effect.timer] = effect.at
+            case ClearTimer():
+                self.timers.pop(effect.timer, None)
+            case Publish():
+                self._follow(effect)
+            case Remember():
+                self.remembered = effect.active
+            case Exit():
+                assert not self.exited, "the daemon ends twice"
+                assert not self.workers, "the daemon ends and leaves workers behind"
+                assert not self.unanswered(), "the daemon ends and leaves requests without an answer"
+                self.exited = True
+            case _:
+                assert_never(effect)
+
+    def _start_worker(self, effect: StartWorker) -> None:
+        assert effect.worker not in self.workers, "a worker is started twice"
+        assert effect.worker not in self._dead, "the number of a dead worker is used again"
+        assert not self.workers, f"two models hold memory: {effect.model} beside {self.workers}"
+        assert not self.state.stopping, "a worker is started while the daemon stops"
+        self.workers[effect.worker] = Worker(effect.worker, effect.model, effect.ctx)
+
+    def _start_generation(self, effect: StartGeneration) -> None:
+        worker = self.workers[effect.worker]
+        assert worker.ready, "work is given to a worker that still loads"
+        assert not worker.leaving, "work is given to a worker that was told to go"
+        assert effect.request not in self.granted_at, "a request is granted twice"
+        assert effect.request not in self.outcomes, "a request is granted after its answer"
+        self.granted_at[effect.request] = self.now
+        self.generations[effect.request] = Generation(effect.request, effect.worker)
+        mine = [g for g in self.generations.values() if g.worker == effect.worker]
+        assert len(mine) <= self.rules.slots, "a worker is given more than it has slots"
+
+    def _answer(self, request: int, outcome: Effect) -> None:
+        assert request in self.tickets, f"an answer to request {request}, which nobody sent"
+        assert request not in self.outcomes, f"request {request} is answered twice"
+        self.outcomes[request] = outcome
+        self.answered_at[request] = self.now
+
+    def _follow(self, notice: Publish) -> None:
+        """The notices alone tell every move of every model, along the table."""
+        name = notice.model or ""
+        if notice.event == "model.moved":
+            was, now = Status(str(notice.data["was"])), Status(str(notice.data["now"]))
+            assert self._statuses[name] is was, "a move begins where the last one did not end"
+            assert TABLE[was, Move(str(notice.data["why"]))] is now, "a move that the table does not hold"
+            self._statuses[name] = now
+        elif notice.event == "model.registered":
+            self._statuses[name] = Status.COLD
+        elif notice.event == "model.removed":
+            del self._statuses[name]
+
+    # --- the state and the world agree ----------------------------------------------------------------
+
+    def _check_agreement(self) -> None:
+        state = self.state
+        assert {m.worker for m in state.models.values() if m.status in HOLDING} == set(self.workers)
+        for model in state.models.values():
+            if model.worker is not None:
+                worker = self.workers[model.worker]
+                assert worker.leaving == (model.status is Status.UNLOADING), "who was told to go is not who goes"
+        assert self.remembered == state.active, "what is remembered is not what is active"
+        assert self._statuses == {m.name: m.status for m in state.models.values()}
+        assert not self._forgets, "a removal has no answer"
+        assert self.exited == state.stopped
+        known = {*self._unanswered_in(state)}
+        assert known == set(self.unanswered()), "the core has lost a request, or kept one that was answered"
+        self._check_timers(state)
+
+    @staticmethod
+    def _unanswered_in(state: State) -> Iterator[int]:
+        yield from state.waiting.by_request
+        yield from state.running
+        if state.switch is not None:
+            yield from (ticket.request for ticket in state.switch.losers)
+
+    def _check_timers(self, state: State) -> None:
+        """Timers that must be set are, and no timer outlives what it is for."""
+        cancelling = {r.ticket.request for r in state.running.values() if r.ending is not None}
+        patient = state.switch is not None and state.switch.phase is Phase.PATIENCE
+        for timer in self.timers:
+            match timer.clock:
+                case Clock.DEADLINE:
+                    assert timer.key not in self.outcomes, "a deadline outlives its request"
+                case Clock.CANCEL:
+                    assert timer.key in cancelling, "a cancel is watched that is over"
+                case Clock.PATIENCE:
+                    assert patient, "patience is timed and nobody is patient"
+                case Clock.DRAIN:
+                    assert state.stopping, "a drain is timed and the daemon does not stop"
+                    assert not state.stopped, "a drain is timed after the end"
+                case _:
+                    assert_never(timer.clock)
+        assert cancelling <= {t.key for t in self.timers if t.clock is Clock.CANCEL}, "a cancel is not watched"
+        if state.switch is not None and patient:
+            assert Timer(Clock.PATIENCE, state.switch.serial) in self.timers, "patience has no end"
+        assert state.stopping <= (state.stopped or not state.running or bool(self._drain_left())), "no end of a drain"
+
+    def _drain_left(self) -> list[Timer]:
+        return [timer for timer in self.timers if timer.clock is Clock.DRAIN]
+
+    def stop(self, drain_s: float = 5.0) -> None:
+        """The daemon is told to end."""
+        self.feed(StopAsked(self.now, drain_s))
+
+
+__all__ = ["HELD", "Generation", "Worker", "World", "replace"]
