@@ -64,7 +64,7 @@ def loss(event: bytes) -> tuple[str, str]:
 
 
 def silent(path: str, silence_s: float, *, heard: bool) -> H2qError:
-    """The error for a daemon that said nothing for `silence_s`: gone, stuck since it was last `heard`, or no daemon."""
+    """The error for a daemon that said nothing for `silence_s`: gone, stuck since it was `heard`, or no daemon."""
     try:
         address.probe(path)
     except H2qError as error:
@@ -145,12 +145,14 @@ class Channel:
             self._look(min(left, _LOOK_S))
 
     def close(self) -> None:
-        """End the connection, from whichever thread; a thread that waits on it gets `unreachable`."""
+        """End the connection, from whichever thread; one that waits on it lets go within `_LOOK_S`: `unreachable`."""
         self._close_wanted = True
-        self._tidy()
+        with self._lock:
+            self._leave()
 
     def __del__(self) -> None:
-        self.close()
+        self._close_wanted = True
+        self._tidy()
 
     def _look(self, seconds: float) -> list[Call]:
         """Sleep until something is heard, at most `seconds`; the calls that it was about."""
@@ -193,9 +195,7 @@ class Channel:
             try:
                 self._tell_unwanted()
                 if self._close_wanted:
-                    self._unwanted.extend(self._talk.calls())
-                    self._tell_unwanted()
-                    self._shut(_LAST_WORDS_MS)
+                    self._leave()
             finally:
                 self._lock.release()
 
@@ -204,6 +204,12 @@ class Channel:
             frames = self._talk.give_up(self._unwanted.popleft())
             if frames is not None and not self.closed:
                 self._socket.send_multipart(frames)
+
+    def _leave(self) -> None:
+        """Cancel what is open, and hang up."""
+        self._unwanted.extend(self._talk.calls())
+        self._tell_unwanted()
+        self._shut(_LAST_WORDS_MS)
 
     def _check_open(self) -> None:
         if self._close_wanted or self.closed:

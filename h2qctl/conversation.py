@@ -75,7 +75,7 @@ class Call:
 
 
 class Conversation:
-    """All calls of one connection, and whether anything was `heard` on it. Not thread-safe: its owner sees to that."""
+    """All calls of one connection, and whether anything was `heard` on it. Its owner keeps threads apart."""
 
     def __init__(self) -> None:
         self._numbers = count(1)

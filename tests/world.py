@@ -8,7 +8,7 @@ decides what happens next, with the events that a real daemon would send.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from h2qd.core.effects import (
@@ -47,19 +47,20 @@ from h2qd.core.records import Fault, Phase, Rules, State, Ticket, Want
 from h2qd.core.states import HOLDING, TABLE, Move, Status
 
 HELD = 2**30
-SLACK_S = 1e-6
 CRASH = Fault("worker_crashed", "the process died")
+UNREADABLE = Fault("load_failed", "the file cannot be read")
 
 
 @dataclass
 class Worker:
-    """A process: it loads until `ready`, and works until it was told to go."""
+    """A process: it loads until `ready`, works until it was told to go (`leaving`), and may hang at work."""
 
     number: int
     model: str
     ctx: int
     ready: bool = False
     leaving: bool = False
+    hung: bool = False
 
 
 @dataclass
@@ -91,7 +92,7 @@ class World:
     def __post_init__(self) -> None:
         self.state = State(rules=self.rules)
         self._forgets: set[int] = set()
-        self._dead: set[int] = set()
+        self.dead: set[int] = set()
         self._answered_by_worker: set[int] = set()
         self._statuses: dict[str, Status] = {}
 
@@ -129,7 +130,7 @@ class World:
     def exits(self, worker: Worker, fault: Fault = CRASH) -> None:
         """A worker is gone, as it was told or all by itself."""
         del self.workers[worker.number]
-        self._dead.add(worker.number)
+        self.dead.add(worker.number)
         for request in [g.request for g in self.generations.values() if g.worker == worker.number]:
             del self.generations[request]
         self.feed(WorkerExited(self.now, worker.number, fault, HELD, HELD, 0.1))
@@ -158,23 +159,38 @@ class World:
         """The requests that have no answer yet, oldest first."""
         return [request for request in self.tickets if request not in self.outcomes]
 
-    def rest(self, steps_max: int = 5000) -> None:
-        """Let the world run until nothing moves: workers load and go, generations end, timers go off.
+    def working(self) -> list[Generation]:
+        """The generations that will end by themselves."""
+        return [g for g in self.generations.values() if not self.workers[g.worker].hung]
 
-        Whoever is still unanswered then would wait for ever, and that is a failure. So is a world that never rests.
+    def moves(self, *, loads_fail: bool = False) -> bool:
+        """What comes next by itself, if anything: a generation ends, a worker goes or has loaded, a timer goes off.
+
+        The clients of a hung worker lose their patience last.
+        """
+        loading = [w for w in self.workers.values() if not w.ready and not w.leaving]
+        leaving = [w for w in self.workers.values() if w.leaving]
+        if working := self.working():
+            self.generated(working[0])
+        elif leaving:
+            self.exits(leaving[0])
+        elif loading:
+            self.load_ends(loading[0], fault=UNREADABLE if loads_fail else None)
+        elif (timer := self.next_timer()) is not None:
+            self.fire(timer)
+        elif self.generations:
+            self.give_up(next(iter(self.generations)))
+        else:
+            return False
+        return True
+
+    def rest(self, *, loads_fail: bool = False, steps_max: int = 5000) -> None:
+        """Let the world run until nothing moves. Who is unanswered then would wait for ever: that is a failure.
+
+        So is a world that never comes to rest.
         """
         for _ in range(steps_max):
-            loading = next((w for w in self.workers.values() if not w.ready and not w.leaving), None)
-            leaving = next((w for w in self.workers.values() if w.leaving), None)
-            if self.generations:
-                self.generated(next(iter(self.generations.values())))
-            elif leaving is not None:
-                self.exits(leaving)
-            elif loading is not None:
-                self.load_ends(loading)
-            elif (timer := self.next_timer()) is not None:
-                self.fire(timer)
-            else:
+            if not self.moves(loads_fail=loads_fail):
                 break
         else:
             raise AssertionError(f"the world does not come to rest in {steps_max} steps")
@@ -247,7 +263,7 @@ class World:
 
     def _start_worker(self, effect: StartWorker) -> None:
         assert effect.worker not in self.workers, "a worker is started twice"
-        assert effect.worker not in self._dead, "the number of a dead worker is used again"
+        assert effect.worker not in self.dead, "the number of a dead worker is used again"
         assert not self.workers, f"two models hold memory: {effect.model} beside {self.workers}"
         assert not self.state.stopping, "a worker is started while the daemon stops"
         self.workers[effect.worker] = Worker(effect.worker, effect.model, effect.ctx)
@@ -326,14 +342,9 @@ class World:
         assert cancelling <= {t.key for t in self.timers if t.clock is Clock.CANCEL}, "a cancel is not watched"
         if state.switch is not None and patient:
             assert Timer(Clock.PATIENCE, state.switch.serial) in self.timers, "patience has no end"
-        assert state.stopping <= (state.stopped or not state.running or bool(self._drain_left())), "no end of a drain"
-
-    def _drain_left(self) -> list[Timer]:
-        return [timer for timer in self.timers if timer.clock is Clock.DRAIN]
+        if state.stopping and state.running:
+            assert any(timer.clock is Clock.DRAIN for timer in self.timers), "a drain has no end"
 
     def stop(self, drain_s: float = 5.0) -> None:
         """The daemon is told to end."""
         self.feed(StopAsked(self.now, drain_s))
-
-
-__all__ = ["HELD", "Generation", "Worker", "World", "replace"]

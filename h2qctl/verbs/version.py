@@ -29,8 +29,8 @@ def run(client: Client, args: argparse.Namespace, out: Output) -> int:
 
 
 def lines(version: m.Version) -> list[str]:
-    """The daemon's, then its libraries', one a line."""
+    """The daemon's, then those of Python and its libraries, one a line."""
     return [
         f"h2qd {version.version}, protocol {version.protocol}",
-        *facts([("python", version.python), *sorted(version.libraries.items())]),
+        *facts(sorted({**version.libraries, "python": version.python}.items())),
     ]

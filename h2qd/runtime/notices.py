@@ -32,8 +32,12 @@ class Notices:
                 self._calls.pump(call)
 
     def watch(self, call: Call, since: int | None, *, follow: bool, window: int) -> None:
-        """Send kept notices after number `since`, and, to who follows, those to come."""
-        earlier = [] if since is None else [notice for notice in self._kept if notice.seq > since]
+        """Send kept notices after number `since`, and, to who follows, those to come.
+
+        Without `since`, who follows begins now, and who does not gets all that are kept.
+        """
+        after = (self._seq if follow else 0) if since is None else since
+        earlier = [notice for notice in self._kept if notice.seq > after]
         call.outlet = outlet = NoticeOutlet(earlier)
         call.streaming = True
         call.credit = window if follow else max(window, len(earlier))

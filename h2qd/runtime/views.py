@@ -88,12 +88,14 @@ def progress(state: State, residents: Residents, call: Call) -> m.Progress:
     if position is None:
         return call.progress or m.Progress("waiting", call.name, call.model)
     if switch is None or switch.target != call.model:
-        unloading = state.models[line[0].model].status is Status.UNLOADING
-        return m.Progress("unloading" if unloading else "queued", call.name, call.model, position=position)
+        if state.models[line[0].model].status is Status.UNLOADING:
+            return m.Progress("unloading", call.name, call.model)
+        return m.Progress("queued", call.name, call.model, position=position)
     target = state.models[switch.target]
     loading = switch.phase is Phase.LOAD and target.worker is not None
     fraction = round(residents.fraction(target.worker), 3) if loading and target.worker is not None else None
-    return m.Progress(_PHASES[switch.phase], call.name, call.model, fraction, position)
+    queued = position if switch.phase is Phase.PATIENCE else None
+    return m.Progress(_PHASES[switch.phase], call.name, call.model, fraction, queued)
 
 
 def resident_row(state: State, residents: Residents, model: Model) -> m.ResidentRow:

@@ -107,6 +107,8 @@ class _Loaded:
 
     def prompt(self, order: Generate) -> list[int]:
         """The tokens of a prompt or a conversation, at least one. Raises `EngineError`."""
+        if (order.prompt is None) == (order.turns is None):
+            raise EngineError("invalid_request", "cannot generate: give a prompt or a conversation, one of both")
         texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
         size = sum(map(len, texts))
         if size > self.context.size * BYTES_PER_TOKEN_MAX:

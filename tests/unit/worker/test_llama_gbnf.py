@@ -79,7 +79,9 @@ def test_rules_refer_to_each_other_in_any_order() -> None:
 
 
 def test_names_of_the_text_are_not_written_back() -> None:
-    assert set(re.findall(r"[a-zA-Z0-9-]+(?= ::=)", write(read('root ::= root-1 x-2\nroot-1 ::= "a"\nx-2 ::= "b"')))) == {
+    assert set(
+        re.findall(r"[a-zA-Z0-9-]+(?= ::=)", write(read('root ::= root-1 x-2\nroot-1 ::= "a"\nx-2 ::= "b"')))
+    ) == {
         "root",
         "r1",
         "r2",

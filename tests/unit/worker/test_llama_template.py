@@ -34,11 +34,14 @@ def test_a_conversation_is_rendered_and_its_text_is_no_template() -> None:
 
 
 def test_what_templates_are_used_to_is_there() -> None:
-    assert render("{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}") == (
-        '{"role": "user", "content": "Hi {{ 1 + 1 }}"}'
-    )
+    assert render(
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
+    ) == ('{"role": "user", "content": "Hi {{ 1 + 1 }}"}')
     assert len(render("{{ strftime_now('%Y-%m-%d') }}")) == len("2000-01-31")
-    assert render("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}") == "3"
+    assert (
+        render("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}")
+        == "3"
+    )
     assert render("{{ eos_token }}{% if tools %}tools{% endif %}{{ undefined_name }}") == "<eos>"
 
 
@@ -59,7 +62,9 @@ def test_a_template_that_fails_blames_the_messages(source: str) -> None:
     assert code_of(source) == "invalid_messages"
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{", "{% nonsense %}", "{{ x|nofilter }}", "(" * 5000 + "{{" + "(" * 5000])
+@pytest.mark.parametrize(
+    "source", ["{% for %}", "{{", "{% nonsense %}", "{{ x|nofilter }}", "(" * 5000 + "{{" + "(" * 5000]
+)
 def test_a_template_that_is_none_is_unusable(source: str) -> None:
     assert code_of(source) == "no_chat_template"
 
@@ -76,7 +81,7 @@ def test_bytes_and_sizes_are_checked() -> None:
     [
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.__init__.__globals__ }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__['os'] }}",
         "{{ messages.append(1) }}",
         "{{ cycler.__init__.__globals__.os }}",
     ],

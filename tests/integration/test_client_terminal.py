@@ -1,0 +1,422 @@
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from h2qctl.errors import H2qError
+from h2qd.wire import messages as m
+from h2qd.wire.codes import CODES
+from h2qd.wire.frames import Kind, Response, encode
+from tests.integration.scripted_daemon import NOTICES, SAMPLES, WAIT_S, Asked, ScriptedDaemon, answer, held, scripted
+
+TOOL = [sys.executable, "-m", "h2qctl"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("H2Q_", "XDG_RUNTIME"))}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
+    with scripted(tmp_path) as daemon:
+        yield daemon
+
+
+def tool(socket_path: str, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [*TOOL, "--socket", socket_path, *words]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=30, check=False, env=ENVIRONMENT
+    )
+
+
+def begin(socket_path: str, *words: str) -> subprocess.Popen[str]:
+    command = [*TOOL, "--socket", socket_path, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def endless(asked: Asked) -> None:
+    asked.stream(iter(lambda: m.Delta("x\n", 1), None), answer(""))
+
+
+# --- what is printed -----------------------------------------------------------------------------------
+
+QUICK: dict[str, Sequence[str]] = {
+    "status": ["status"], "version": ["version"], "config": ["config"], "ps": ["ps"], "models": ["models"],
+    "show": ["show", "gemma3"], "explain": ["explain", "gemma3"], "plan": ["plan", "gemma3", "--ctx", "128"],
+    "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "load": ["load", "gemma3"], "unload": ["unload"],
+    "switch": ["switch", "gemma3"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
+}  # fmt: skip
+REPLIES: dict[str, type[m.Say]] = {
+    "status": m.Status, "version": m.Version, "config": m.Config, "ps": m.Ps, "models": m.Models, "show": m.Show,
+    "explain": m.Explain, "plan": m.Plan, "import": m.Imported, "rm": m.Removed, "load": m.Residency,
+    "unload": m.Unloaded, "switch": m.Residency, "cancel": m.Cancelled, "infer": m.Answer,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", QUICK)
+def test_json_is_the_daemons_reply_untouched(daemon: ScriptedDaemon, verb: str) -> None:
+    """Also with a key that this tool has never heard of."""
+    said = {**msgspec.to_builtins(SAMPLES[REPLIES[verb]]), "from_the_future": [1, {"k": None}]}
+
+    def reply(asked: Asked) -> None:
+        asked.raw(encode(Response(1, asked.id, Kind.REPLY)), msgspec.msgpack.encode(said))
+
+    for op in ("daemon", "model", "infer", "request"):
+        daemon.on.update({name: reply for name in daemon._new if name.startswith(op)})
+    ran = tool(daemon.path, *QUICK[verb], "--json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.count("\n") == 1
+    assert json.loads(ran.stdout) == said
+
+
+@pytest.mark.parametrize("verb", QUICK)
+def test_text_goes_to_stdout_alone(daemon: ScriptedDaemon, verb: str) -> None:
+    ran = tool(daemon.path, *QUICK[verb])
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith("\n")
+    assert "\x1b" not in ran.stdout
+
+
+def test_tables(daemon: ScriptedDaemon) -> None:
+    assert tool(daemon.path, "ps").stdout.splitlines() == [
+        "NAME    STATE  SIZE     CTX   DEVICE  UNTIL  AGE",
+        "gemma3  ready  1.0 GiB  4096  cpu     4m00s  3.0s",
+        "",
+        "REQUEST  OPERATION   STATE    MODEL   TOKENS  AGE",
+        "r7       infer.text  running  gemma3  12      1.5s",
+    ]
+    assert tool(daemon.path, "ls").stdout.splitlines()[0] == "NAME    STATE  SIZE     QUANT   PARAMS  CTX"
+    assert tool(daemon.path, "models", "-q").stdout == "gemma3\nqwen3\n"
+    assert tool(daemon.path, "ps", "-q").stdout == "gemma3\n"
+    assert "PATH" in tool(daemon.path, "models", "-o", "wide").stdout
+
+
+def test_a_stream_is_printed_as_it_comes_and_ends_with_a_newline(daemon: ScriptedDaemon) -> None:
+    ran = tool(daemon.path, "infer", "gemma3", "Once", "--temperature", "0", "-v")
+    assert ran.stdout == "a b c\n"
+    assert (
+        ran.stderr == "gemma3: 5 prompt tokens (1 cached), 3 new (stop), first after 12ms, 100.0 tokens/s, seed 7\n"
+    )
+    assert daemon.heard("infer.text").body == m.Infer(prompt="Once", model="gemma3", temperature=0, stream=True)
+
+
+def test_a_stream_as_json_is_one_object_a_line(daemon: ScriptedDaemon) -> None:
+    lines = [json.loads(line) for line in tool(daemon.path, "infer", "p", "--json").stdout.splitlines()]
+    assert lines[:3] == [{"chunk": {"text": text, "tokens": 1}} for text in ("a ", "b ", "c")]
+    assert lines[3:] == [{"reply": msgspec.to_builtins(answer(""))}]
+
+
+def test_events_are_a_line_each(daemon: ScriptedDaemon) -> None:
+    shown = tool(daemon.path, "events", "--since", "0", "--no-follow").stdout.splitlines()
+    assert len(shown) == 3
+    assert shown[0].endswith(" 1 model.ready gemma3 ms=400")
+    lines = [json.loads(line) for line in tool(daemon.path, "events", "--json").stdout.splitlines()]
+    assert lines == [*({"chunk": msgspec.to_builtins(one)} for one in NOTICES), {"reply": {"seq": 3}}]
+
+
+def test_a_prompt_is_read_from_stdin_as_it_is(daemon: ScriptedDaemon) -> None:
+    assert tool(daemon.path, "infer", "-", stdin="zwei\nZeilen ü\n").returncode == 0
+    assert daemon.heard("infer.text").body.prompt == "zwei\nZeilen ü\n"
+    ran = subprocess.run(
+        [*TOOL, "--socket", daemon.path, "infer", "-"],
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr.split(b":")[0]) == (2, b"error[invalid_request]")
+
+
+def test_an_argument_of_stray_bytes_is_refused_in_words(daemon: ScriptedDaemon) -> None:
+    command = [*map(os.fsencode, TOOL), b"--socket", os.fsencode(daemon.path), b"infer", b"\xff"]
+    ran = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert (ran.returncode, ran.stderr.split(b":")[0]) == (2, b"error[invalid_request]")
+
+
+def test_chat_from_a_pipe_is_one_message(daemon: ScriptedDaemon) -> None:
+    assert tool(daemon.path, "chat", "gemma3", "--system", "Be brief.", stdin="Hi\n").stdout == "a b c\n"
+    assert daemon.heard("infer.chat").body.messages == [
+        m.ChatMessage("system", "Be brief."),
+        m.ChatMessage("user", "Hi"),
+    ]
+
+
+def test_a_dry_run_shows_the_plan_and_loads_nothing(daemon: ScriptedDaemon) -> None:
+    ran = tool(daemon.path, "load", "gemma3", "--ctx", "4096", "--dry-run")
+    assert ran.returncode == 0
+    assert "weights   1.0 GiB" in ran.stdout
+    assert re.search(r"fits +yes", ran.stdout)
+    plan = SAMPLES[m.Plan]
+    daemon.on["model.plan"] = lambda asked: asked.reply(msgspec.structs.replace(plan, fits=False))
+    assert tool(daemon.path, "switch", "gemma3", "--dry-run").returncode == 5
+    assert {asked.op for asked in daemon.log} == {"model.plan"}
+
+
+def test_slow_verbs_tell_each_phase_on_stderr(daemon: ScriptedDaemon) -> None:
+    def slowly(asked: Asked) -> None:
+        asked.progress("queued", position=2)
+        daemon.streams[asked.key] = asked
+
+    daemon.on["model.load"] = slowly
+    process = begin(daemon.path, "load", "gemma3")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "queued (place 2 in the queue)\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT_S)
+
+
+def test_a_hostile_name_moves_no_cursor(daemon: ScriptedDaemon) -> None:
+    row = msgspec.structs.replace(SAMPLES[m.Ps], models=[m.ResidentRow("\x1b[2J\u202e", "ready")], requests=[])
+    daemon.on["model.ps"] = lambda asked: asked.reply(row)
+    assert "\\x1b[2J\\u202e" in tool(daemon.path, "ps").stdout
+
+
+# --- errors and exit statuses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_every_code_has_its_exit_status(daemon: ScriptedDaemon, code: str) -> None:
+    daemon.on["model.unload"] = lambda asked: asked.error(code, "cannot do it", because=["1 of 2"])
+    ran = tool(daemon.path, "unload")
+    hint = CODES[code].hint
+    assert ran.returncode == CODES[code].exit_status
+    assert ran.stdout == ""
+    assert ran.stderr == f"error[{code}]: cannot do it\n  because: 1 of 2\n  hint: {hint}\n"
+
+
+def test_an_error_as_json_is_one_object_on_stderr(daemon: ScriptedDaemon) -> None:
+    daemon.on["model.unload"] = lambda asked: asked.error("in_use", "cannot", request="r3")
+    ran = tool(daemon.path, "unload", "--json")
+    assert (ran.returncode, ran.stdout) == (5, "")
+    assert json.loads(ran.stderr) == {
+        "code": "in_use", "message": "cannot", "hint": CODES["in_use"].hint, "because": [], "retryable": False,
+        "retry_after_ms": None, "request": "r3",
+    }  # fmt: skip
+
+
+def test_a_dead_daemon_is_told_at_once_with_the_fix(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ran = tool(str(tmp_path / "none.sock"), "ps")
+    assert time.monotonic() - began < 2
+    assert ran.returncode == 69
+    assert ran.stderr.startswith("error[unreachable]: cannot reach the daemon: there is no socket at ")
+    assert "hint: start it with: systemctl start h2qd" in ran.stderr
+
+
+def test_a_timeout_has_its_status(daemon: ScriptedDaemon) -> None:
+    daemon.on["model.load"] = held(daemon)
+    assert tool(daemon.path, "load", "gemma3", "--timeout", "0.1").returncode == 124
+    daemon.heard("request.cancel")
+
+
+def test_wrong_usage(daemon: ScriptedDaemon) -> None:
+    assert tool(daemon.path).returncode == 2
+    assert tool(daemon.path, "load").returncode == 2
+    assert tool(daemon.path, "infer", "p", "--top-k", "many").returncode == 2
+    ran = tool(daemon.path, "swtich", "gemma3")
+    assert (ran.returncode, ran.stderr.splitlines()[1]) == (2, "  hint: did you mean: h2qctl switch")
+    assert tool(daemon.path, "help", "lood").returncode == 2
+    assert daemon.log == []
+
+
+def test_help_and_version_need_no_daemon(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "none.sock")
+    for words in (["--help"], ["help"], ["help", "load"], ["load", "--help"], ["--version"], ["completion", "bash"]):
+        ran = tool(nowhere, *words)
+        assert (ran.returncode, ran.stderr) == (0, ""), words
+        assert "h2qctl" in ran.stdout
+
+
+def test_version_tells_its_own_even_when_the_daemon_is_down(tmp_path: Path) -> None:
+    ran = tool(str(tmp_path / "none.sock"), "version")
+    assert ran.returncode == 69
+    assert ran.stdout.startswith("h2qctl ")
+
+
+def test_doctor_finds_what_is_wrong_and_tells_the_fix(daemon: ScriptedDaemon, tmp_path: Path) -> None:
+    well = tool(daemon.path, "doctor")
+    assert well.returncode == 0
+    assert "fix: swapoff -a" in well.stdout
+    checks = json.loads(tool(daemon.path, "doctor", "--json").stdout)["checks"]
+    assert [check["name"] for check in checks] == ["socket", "connection", "answer", "versions", "cgroup", "swap"]
+    daemon.on["daemon.doctor"] = lambda asked: asked.reply(m.Doctor([m.Check("disk", "fail", "full", "make room")]))
+    assert tool(daemon.path, "doctor").returncode == 1
+    absent = tool(str(tmp_path / "none.sock"), "doctor")
+    assert (absent.returncode, "there is none" in absent.stdout, "fix: systemctl" in absent.stdout) == (1, True, True)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert "not a socket" in tool(str(plain), "doctor").stdout
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(tmp_path / "dead.sock"))
+    dead.close()
+    assert "nothing listens" in tool(str(tmp_path / "dead.sock"), "doctor", "--json").stdout
+
+
+# --- signals, pipes and terminals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("words", [["load", "gemma3"], ["infer", "p"], ["infer", "p", "--no-stream"]])
+def test_a_signal_cancels_at_the_daemon(
+    daemon: ScriptedDaemon, words: list[str], number: signal.Signals, status: int
+) -> None:
+    op = {"load": "model.load", "infer": "infer.text"}[words[0]]
+    daemon.on[op] = held(daemon)
+    process = begin(daemon.path, *words)
+    asked = daemon.heard(op)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    assert daemon.heard("request.cancel").body == m.Cancel(id=asked.id)
+    assert time.monotonic() - began < 2
+
+
+def test_an_interrupted_client_waits_a_second_for_a_daemon_that_does_not_answer(daemon: ScriptedDaemon) -> None:
+    daemon.on["model.load"] = held(daemon)
+    daemon.on["request.cancel"] = lambda _: None
+    process = begin(daemon.path, "load", "gemma3")
+    daemon.heard("model.load")
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
+    assert 0.9 < time.monotonic() - began < 3
+
+
+def test_a_reader_that_leaves_ends_the_request_quietly(daemon: ScriptedDaemon) -> None:
+    daemon.on["infer.text"] = endless
+    process = begin(daemon.path, "infer", "p")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "x\n"
+    process.stdout.close()
+    assert process.wait(WAIT_S) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    daemon.heard("request.cancel")
+
+
+def test_output_that_is_closed_from_the_start_does_not_fail(daemon: ScriptedDaemon) -> None:
+    ran = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *TOOL, "--socket", daemon.path, "ps"],
+        stderr=subprocess.PIPE, timeout=30, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+CONTROLLED = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Terminal:
+    """A tool whose controlling terminal is a pseudo-terminal, typed at and read from."""
+
+    def __init__(self, *words: str) -> None:
+        self._fd, theirs = pty.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CONTROLLED, *TOOL, *words],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**ENVIRONMENT, "TERM": "xterm"},
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def until(self, awaited: str) -> str:
+        """What came up to and with `awaited`."""
+        until = time.monotonic() + WAIT_S
+        while awaited not in self.seen:
+            assert select.select([self._fd], [], [], max(0, until - time.monotonic()))[0], self.seen
+            self.seen += os.read(self._fd, 4096).decode()
+        head, self.seen = self.seen.split(awaited, 1)
+        return head + awaited
+
+    def status(self) -> int:
+        while True:
+            try:
+                self.seen += os.read(self._fd, 4096).decode()
+            except OSError:
+                break
+        os.close(self._fd)
+        return self._process.wait(WAIT_S)
+
+
+def test_a_conversation_on_a_terminal(daemon: ScriptedDaemon) -> None:
+    terminal = Terminal("--socket", daemon.path, "chat", "gemma3")
+    terminal.until(">>> ")
+    terminal.type("one\n")
+    terminal.until("a b c")
+    terminal.until(">>> ")
+    daemon.on["infer.chat"] = endless
+    terminal.type("two\n")
+    terminal.until("x\r\nx")
+    terminal.type("\x03")
+    terminal.until("(stopped)")
+    terminal.until(">>> ")
+    daemon.on["infer.chat"] = lambda asked: asked.error("worker_crashed")
+    terminal.type("three\n")
+    terminal.until("worker_crashed")
+    terminal.until(">>> ")
+    del daemon.on["infer.chat"]
+    terminal.type("/clear\n")
+    terminal.until(">>> ")
+    terminal.type("four\n")
+    terminal.until("a b c")
+    terminal.until(">>> ")
+    terminal.type("\x04")
+    assert terminal.status() == 0
+    one, two, three, four = (daemon.heard("infer.chat").body.messages for _ in range(4))
+    assert [turn.content for turn in one] == ["one"]
+    assert [turn.content for turn in two] == ["one", "a b c", "two"]
+    assert [turn.content for turn in three[:3]] == ["one", "a b c", "two"]
+    assert (three[3].role, three[3].content.startswith("x\n")) == ("assistant", True)
+    assert three[4].content == "three"
+    assert [turn.content for turn in four] == ["four"]
+
+
+def test_a_terminal_gets_a_live_line_short_tables_and_no_escapes_of_others(daemon: ScriptedDaemon) -> None:
+    def load(asked: Asked) -> None:
+        asked.progress("loading", model="gemma3", fraction=0.5)
+        asked.reply()
+
+    daemon.on["model.load"] = load
+    live = Terminal("--socket", daemon.path, "load", "gemma3")
+    assert live.status() == 0
+    assert "\r\x1b[Kloading gemma3 [##########..........]  50%" in live.seen
+    assert "\r\x1b[Kgemma3: loaded" in live.seen
+    row = msgspec.structs.replace(SAMPLES[m.Ps], models=[m.ResidentRow("n" * 128, "ready")], requests=[])
+    daemon.on["model.ps"] = lambda asked: asked.reply(row)
+    table = Terminal("--socket", daemon.path, "ps")
+    assert table.status() == 0
+    assert max(len(line) for line in table.seen.splitlines()) == 80
+    daemon.on["infer.text"] = lambda asked: asked.reply(answer("\x1b[2Jhi"))
+    text = Terminal("--socket", daemon.path, "infer", "p", "--no-stream")
+    assert text.status() == 0
+    assert text.seen == "\\x1b[2Jhi\r\n"
+
+
+def test_colour_is_for_terminals_that_want_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = str(tmp_path / "none.sock")
+    coloured = Terminal("--socket", nowhere, "ps")
+    assert coloured.status() == 69
+    assert coloured.seen.startswith("\x1b[1;31merror[unreachable]:\x1b[0m ")
+    monkeypatch.setitem(ENVIRONMENT, "NO_COLOR", "1")
+    plain = Terminal("--socket", nowhere, "ps")
+    assert plain.status() == 69
+    assert plain.seen.startswith("error[unreachable]: ")
+
+
+def test_the_exit_status_of_a_code_of_the_future_is_a_plain_failure() -> None:
+    assert H2qError.of(m.ErrorReply("unheard_of", "cannot")).exit_status == 1
