@@ -82,12 +82,14 @@ class World:
     generations: dict[int, Generation] = field(default_factory=dict)
     timers: dict[Timer, float] = field(default_factory=dict)
     tickets: dict[int, Ticket] = field(default_factory=dict)
+    open: dict[int, Ticket] = field(default_factory=dict)
     outcomes: dict[int, Effect] = field(default_factory=dict)
     answered_at: dict[int, float] = field(default_factory=dict)
     granted_at: dict[int, float] = field(default_factory=dict)
     remembered: str | None = None
     exited: bool = False
     steps: int = 0
+    loads: int = 0
 
     def __post_init__(self) -> None:
         self.state = State(rules=self.rules)
@@ -157,7 +159,7 @@ class World:
 
     def unanswered(self) -> list[int]:
         """The requests that have no answer yet, oldest first."""
-        return [request for request in self.tickets if request not in self.outcomes]
+        return list(self.open)
 
     def working(self) -> list[Generation]:
         """The generations that will end by themselves."""
@@ -202,7 +204,7 @@ class World:
         match event:
             case RequestArrived():
                 assert event.ticket.request not in self.tickets, "the driver uses a request's number twice"
-                self.tickets[event.ticket.request] = event.ticket
+                self.tickets[event.ticket.request] = self.open[event.ticket.request] = event.ticket
             case ForgetAsked():
                 self._forgets.add(event.request)
             case GenerationEnded(fault=None):
@@ -267,6 +269,7 @@ class World:
         assert not self.workers, f"two models hold memory: {effect.model} beside {self.workers}"
         assert not self.state.stopping, "a worker is started while the daemon stops"
         self.workers[effect.worker] = Worker(effect.worker, effect.model, effect.ctx)
+        self.loads += 1
 
     def _start_generation(self, effect: StartGeneration) -> None:
         worker = self.workers[effect.worker]
@@ -282,6 +285,7 @@ class World:
     def _answer(self, request: int, outcome: Effect) -> None:
         assert request in self.tickets, f"an answer to request {request}, which nobody sent"
         assert request not in self.outcomes, f"request {request} is answered twice"
+        del self.open[request]
         self.outcomes[request] = outcome
         self.answered_at[request] = self.now
 
@@ -312,7 +316,7 @@ class World:
         assert not self._forgets, "a removal has no answer"
         assert self.exited == state.stopped
         known = {*self._unanswered_in(state)}
-        assert known == set(self.unanswered()), "the core has lost a request, or kept one that was answered"
+        assert known == set(self.open), "the core has lost a request, or kept one that was answered"
         self._check_timers(state)
 
     @staticmethod

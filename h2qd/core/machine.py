@@ -241,8 +241,7 @@ def _stop(turn: Turn, event: StopAsked) -> None:
     if turn.state.stopping:
         return
     state = turn.state = replace(turn.state, stopping=True)
-    for ticket in state.waiting:
-        turn.refuse(ticket, admission.SHUTTING_DOWN)
+    turn.refuse_all(tuple(state.waiting), admission.SHUTTING_DOWN)
     if state.switch is not None:
         switching.call_off(turn, state.switch, "the daemon stops")
     for model in list(turn.holders()):

@@ -4,7 +4,7 @@ Times are seconds of a monotonic clock, sizes are bytes. Ids of requests, client
 the runtime (requests, clients) or the core (workers) hands out and never reuses.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -102,12 +102,16 @@ class Line:
         theirs = (*self.by_model.get(ticket.model, ()), ticket)
         return Line({**self.by_request, ticket.request: ticket}, {**self.by_model, ticket.model: theirs})
 
-    def left(self, ticket: Ticket) -> "Line":
-        """The line without `ticket`, which stands in it."""
+    def left(self, tickets: Collection[Ticket]) -> "Line":
+        """The line without `tickets`, which all stand in it."""
         by_request, by_model = dict(self.by_request), dict(self.by_model)
-        del by_request[ticket.request]
-        rest = tuple(t for t in by_model.pop(ticket.model) if t.request != ticket.request)
-        return Line(by_request, {**by_model, ticket.model: rest} if rest else by_model)
+        for ticket in tickets:
+            del by_request[ticket.request]
+        for name in {ticket.model for ticket in tickets}:
+            rest = tuple(t for t in by_model.pop(name) if t.request in by_request)
+            if rest:
+                by_model[name] = rest
+        return Line(by_request, by_model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def advance(turn: Turn) -> None:
             _advance_unload(turn, model)
         elif model.status is Status.DRAINING and not _must_drain(turn.state, model.name):
             turn.move(model.name, Move.RESUME, "nobody wants its memory any more")
-    if turn.state.switch is None and not turn.state.stopping:
+    if turn.state.switch is None:
         _begin_next(turn)
 
 
@@ -85,15 +85,13 @@ def _wanted(turn: Turn, name: str) -> tuple[Ticket, ...]:
 
 
 def _begin_next(turn: Turn) -> None:
-    """Begin a switch for the oldest ticket that waits for a model in the wrong state."""
+    """Begin a switch for the oldest ticket that waits for a model that is not there, or about to go."""
     for ticket in turn.state.waiting:
         if ticket.want is Want.COLD:
             continue
         model = turn.model(ticket.model)
         if model.status in RESIDENT and satisfies(model, ticket):
-            continue  # it waits for a slot, or for an unload that was asked for to end
-        if model.status is Status.UNLOADING or turn.waiting_for(model.name, Want.COLD):
-            continue  # the unload comes first; its end brings us here again
+            continue  # it waits for a slot, or for the drain before an unload that was asked for
         fault = load_fault(turn, model, ticket)
         if fault is None:
             _begin(turn, model, ticket)
@@ -180,15 +178,13 @@ def _advance_victims(turn: Turn, switch: Switch, tickets: tuple[Ticket, ...]) ->
     if any(turn.model(name).status in HOLDING for name in switch.victims):
         return
     target = turn.model(switch.target)
-    for ticket in tickets:
-        fault = load_fault(turn, target, ticket)
-        if fault is None:
-            ctx = effective_ctx(target, ticket.ctx)
-            _start_load(turn, target.name, ctx)
-            turn.set_switch(replace(switch, phase=Phase.LOAD, ctx=ctx))
-            return
-        turn.refuse(ticket, fault)
-    turn.set_switch(None)
+    ticket = next((t for t in tickets if load_fault(turn, target, t) is None), None)
+    if ticket is None:
+        turn.set_switch(None)  # `_begin_next` tells them why
+        return
+    ctx = effective_ctx(target, ticket.ctx)
+    _start_load(turn, target.name, ctx)
+    turn.set_switch(replace(switch, phase=Phase.LOAD, ctx=ctx))
 
 
 def _start_load(turn: Turn, name: str, ctx: int) -> None:
@@ -263,6 +259,8 @@ def _fallback(turn: Turn, switch: Switch) -> str | None:
     name = switch.fallback
     if switch.phase is Phase.ROLLBACK or name is None or name != turn.state.active:
         return None
+    if (name, switch.fallback_ctx) == (switch.target, switch.ctx):
+        return None  # that is what failed just now
     model = turn.model(name)
     if held_back(model, turn.now, explicit=True) or fit_fault(turn.state, model, switch.fallback_ctx):
         return None
@@ -285,8 +283,7 @@ def _switch_of(turn: Turn, model: Model) -> Switch:
 
 
 def _refuse_line(turn: Turn, name: str, fault: Fault) -> None:
-    for ticket in _wanted(turn, name):
-        turn.refuse(ticket, fault)
+    turn.refuse_all(_wanted(turn, name), fault)
 
 
 def _answer_losers(turn: Turn, switch: Switch, ending: str) -> None:

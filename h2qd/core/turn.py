@@ -5,7 +5,7 @@ its methods, so that a status never changes without a line in the model's story 
 never leaves the state without exactly one answer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -138,6 +138,12 @@ class Turn:
         self._clear_deadline(ticket)
         self.emit(Refuse(ticket.request, fault))
 
+    def refuse_all(self, tickets: Collection[Ticket], fault: Fault) -> None:
+        """Answer many waiting requests with the same error."""
+        self.set_aside(tickets)
+        for ticket in tickets:
+            self.refuse(ticket, fault)
+
     def complete(self, running: Running) -> None:
         """Let the worker's answer go out."""
         self._stop_running(running.ticket.request)
@@ -149,14 +155,13 @@ class Turn:
         changed = replace(running, ending=fault)
         self.state = replace(self.state, running={**self.state.running, running.ticket.request: changed})
 
-    def set_aside(self, tickets: Iterable[Ticket]) -> None:
-        """Take tickets out of the line without an answer: a switch keeps them as its losers."""
-        for ticket in tickets:
-            self._leave_line(ticket)
+    def set_aside(self, tickets: Collection[Ticket]) -> None:
+        """Take tickets out of the line; whoever does so answers them, or keeps them as the losers of a switch."""
+        self.state = replace(self.state, waiting=self.state.waiting.left(tickets))
 
     def _leave_line(self, ticket: Ticket) -> None:
         if ticket.request in self.state.waiting.by_request:
-            self.state = replace(self.state, waiting=self.state.waiting.left(ticket))
+            self.set_aside((ticket,))
 
     def _rank(self, client: int, rank: int) -> None:
         grants = {**self.state.grants, client: rank}

@@ -3,8 +3,8 @@
 From it come the access checks, the handlers' completeness, h2qctl's help and the list in PROTOCOL.md.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from h2qd.wire import messages as m
 from h2qd.wire.limits import CONTROL_BYTES_MAX, PROMPT_BYTES_MAX
@@ -18,8 +18,7 @@ class Access(IntEnum):
     ADMIN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One operation: who may use it, what it takes, what it answers. `reply` None: it is never answered."""
 
     op: str

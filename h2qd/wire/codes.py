@@ -4,11 +4,10 @@ Each code says how a terminal exits, whether trying again unchanged can help, wh
 a person can do. PROTOCOL.md lists this table, and a test compares the two.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(NamedTuple):
     """One kind of refusal or failure, as every client sees it."""
 
     name: str

@@ -312,13 +312,14 @@ def test_a_line_is_read_as_a_whole_and_by_model() -> None:
     assert [t.request for t in line.of("a")] == [3, 2]
     assert [t.request for t in line.of("a", Want.COLD)] == [2]
     assert line.of("c") == ()
-    line = line.left(ticket(3, "a")).left(ticket(1, "b"))
+    assert [t.request for t in line.left((ticket(1, "b"),))] == [3, 2]
+    line = line.left((ticket(3, "a"), ticket(1, "b")))
     assert [t.request for t in line] == [2]
     assert dict(line.by_model) == {"a": (ticket(2, "a", Want.COLD),)}
 
 
 def test_a_line_that_everybody_left_is_as_good_as_new() -> None:
-    assert Line().joined(ticket(1, "a")).left(ticket(1, "a")) == Line()
+    assert Line().joined(ticket(1, "a")).left((ticket(1, "a"),)) == Line()
 
 
 @pytest.mark.parametrize("model", ["", "a", "b"])
