@@ -22,14 +22,18 @@ import zmq
 
 from h2qd import __version__
 from h2qd.config import Config
+from h2qd.core.effects import Clock, Timer
 from h2qd.core.events import LimitRead, ModelRegistered, RequestArrived, StopAsked, TimerFired
 from h2qd.core.records import Rules, Ticket, Want
+from h2qd.core.states import RESIDENT
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import views
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
+from h2qd.runtime.containment import Containers
 from h2qd.runtime.doctor import examine
+from h2qd.runtime.heap import Heap
 from h2qd.runtime.imports import ImportFault, Imports
 from h2qd.runtime.meter import memory_available, memory_limit, rss_bytes, tree_pss
 from h2qd.runtime.notices import Notices
@@ -74,14 +78,24 @@ class Daemon:
         self._disk = ThreadPoolExecutor(1, "disk")
         self._registry = registry
         self._notifier = Notifier.from_environ(os.environ)
+        self._heap = Heap(lambda: rss_bytes(self._pid))
 
         self._supervisor = Supervisor(_rules(config), checks=checks)
         self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
         self._zygote = Zygote()
+        self._containers = Containers(lambda planned: _margin_bytes(config, planned))
         patience = _patience(config)
-        self._residents = Residents(self._zygote, patience, self._calls, self._supervisor.post, tree_pss, self._meter)
+        self._residents = Residents(
+            self._zygote,
+            self._containers,
+            patience,
+            self._calls,
+            self._supervisor.post,
+            tree_pss,
+            self._meter,
+        )
         self._zygote.on_childless = self._residents.learn_idle
         self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
         self._commands = Commands(
@@ -118,6 +132,7 @@ class Daemon:
         self._read_memory()
         self._server = self._open_server()
         self._calls.server = self._server
+        self._containers.open()  # before the zygote: where this moves the daemon, children are to go along
         self._zygote.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop, number)
@@ -130,8 +145,7 @@ class Daemon:
             await self._ended.wait()
         finally:
             starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
+            await asyncio.wait([starting])
             self._close()
 
     def _open_server(self) -> Server:
@@ -149,6 +163,15 @@ class Daemon:
 
     async def _finish_start(self) -> None:
         """Register what the configuration names and is not known yet; then load what was active last."""
+        try:
+            await self._register_named()
+            await self._restore()
+        except Exception:  # the models that are there can be served all the same
+            log.exception("daemon.start_defect")
+        finally:
+            self._phase = "serving" if self._phase == "starting" else self._phase
+
+    async def _register_named(self) -> None:
         for name, model in self._config.models.items():
             known = self._manifests.get(name)
             if known is not None and known.path == model.path and known.backend == model.backend:
@@ -156,9 +179,11 @@ class Daemon:
             try:
                 await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
                 self._missing.pop(name, None)
-            except (ImportFault, OSError) as error:
+            except ImportFault as error:
                 log.error("model.unavailable", model=name, path=model.path, error=str(error))  # noqa: TRY400 - expected
                 self._missing[name] = views.missing_row(name, model.path, str(error))
+
+    async def _restore(self) -> None:
         self._phase = "serving" if self._phase == "starting" else self._phase
         active = (await self._loop.run_in_executor(self._disk, self._registry.recall)).active
         if self._config.residency.restore and active in self._manifests and not self._calls_wait():
@@ -177,19 +202,22 @@ class Daemon:
         for manifest in manifests:
             named = self._config.models.get(manifest.name)
             if manifest.source == "config" and (named is None or named.path != manifest.path):
-                self._registry.remove(manifest.name)
+                with contextlib.suppress(OSError):  # a disk that cannot be written: the next start tries again
+                    self._registry.remove(manifest.name)
                 continue
             self._manifests[manifest.name] = manifest
             self._model_registered(manifest)
 
     def _stop(self, number: int) -> None:
-        """SIGTERM or SIGINT: drain; the second one: at once."""
+        """SIGTERM or SIGINT: drain; the second one: the drain is over, and what holds memory is killed."""
         again = self._phase == "stopping"
         log.info("daemon.stop_asked", signal=signal.Signals(number).name, at_once=again)
         self._phase = "stopping"
         self._notifier.stopping("draining")
+        self._commands.stop_jobs()
         self._supervisor.post(StopAsked(self._loop.time(), self._config.shutdown.drain_s))
         if again:
+            self._supervisor.post(TimerFired(self._loop.time(), Timer(Clock.DRAIN, 0)))
             self._residents.close()
 
     def _close(self) -> None:
@@ -201,6 +229,7 @@ class Daemon:
             self._server.close()
         self._disk.shutdown(wait=True)
         self._meter.shutdown(wait=True)
+        self._containers.close()
         log.info("daemon.stopped", s=round(time.monotonic() - self._began, 1))
 
     # --- what happens ------------------------------------------------------------------------------
@@ -226,6 +255,7 @@ class Daemon:
 
     def _tick(self) -> None:
         """Once a second: memory, signs of life, the watchdog, clients that left."""
+        self._loop.call_later(HEARTBEAT_MS / 1000, self._tick)  # first: no defect below may be the last tick
         self._read_memory()
         self._commands.beat()
         if self._server is not None:
@@ -233,10 +263,12 @@ class Daemon:
         self._notifier.watchdog()
         state = self._supervisor.state
         self._notifier.status(f"{self._phase}: {state.active or 'no model'} active, {len(state.running)} running")
-        self._loop.call_later(HEARTBEAT_MS / 1000, self._tick)
+        self._heap.look()
 
     def _read_memory(self) -> None:
         total = memory_limit()
+        if total == 0:
+            return  # it could not be read, for want of descriptors: what was read last still holds
         memory = self._config.memory
         limit = max(0, min(memory.limit.of(total), total - memory.safety_buffer_bytes))
         self._available_bytes = memory_available()
@@ -251,7 +283,7 @@ class Daemon:
 
     def _status(self) -> m.Status:
         state = self._supervisor.state
-        resident = [x for x in state.models.values() if x.held_bytes]
+        resident = [x for x in state.models.values() if x.status in RESIDENT]
         return m.Status(
             version=__version__,
             pid=self._pid,
@@ -267,7 +299,7 @@ class Daemon:
             memory=m.MemoryView(
                 limit_bytes=self._limit_bytes,
                 available_bytes=self._available_bytes,
-                held_bytes=sum(x.held_bytes for x in resident),
+                held_bytes=sum(x.held_bytes for x in state.models.values()),
                 supervisor_bytes=rss_bytes(self._pid),
             ),
         )
@@ -290,6 +322,7 @@ class Daemon:
         findings: Iterator[m.Check] = examine(
             limit_bytes=self._limit_bytes,
             available_bytes=self._available_bytes,
+            containers=self._containers,
             state_dir=Path(self._config.state_dir),
             libraries=self._zygote.libraries,
             zygote_ready=self._zygote.ready,
@@ -312,6 +345,12 @@ def _rules(config: Config) -> Rules:
     )
 
 
+def _margin_bytes(config: Config, planned_bytes: int) -> int:
+    """What a worker may take beyond its plan. A size counts in full, also one that is larger than the plan."""
+    margin = config.worker.memory_margin
+    return margin.size_bytes if margin.size_bytes is not None else margin.of(planned_bytes)
+
+
 def _patience(config: Config) -> Patience:
     worker = config.worker
     return Patience(
@@ -330,13 +369,22 @@ def run(config: Config, *, checks: bool = False) -> None:
     folder = Path(config.state_dir)
     try:
         lock = StateLock(folder)
-    except (LockedError, OSError) as error:
+    except LockedError as error:
         raise StartError(str(error)) from error
+    except OSError as error:
+        raise StartError(f"cannot use the state folder {folder}: {error.strerror}") from error
     try:
         _allow_many_files()
-        asyncio.run(_run(config, Registry(folder), checks=checks))
+        asyncio.run(_run(config, _open_registry(folder), checks=checks))
     finally:
         lock.release()
+
+
+def _open_registry(folder: Path) -> Registry:
+    try:
+        return Registry(folder)
+    except OSError as error:
+        raise StartError(f"cannot use the state folder {folder}: {error.strerror}") from error
 
 
 async def _run(config: Config, registry: Registry, *, checks: bool) -> None:

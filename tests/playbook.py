@@ -199,10 +199,12 @@ class Expected:
 
     def matches(self, effect: Effect, scene: Scene) -> bool:
         """Whether an effect is the one that was meant."""
-        wanted = dict(self.fields)
-        if self.worker_of is not None:
-            wanted["worker"] = scene.worker(*self.worker_of)
-        return type(effect) is self.kind and all(attrgetter(path)(effect) == v for path, v in wanted.items())
+        if type(effect) is not self.kind or any(attrgetter(path)(effect) != v for path, v in self.fields.items()):
+            return False
+        if self.worker_of is None:
+            return True
+        model, nth = self.worker_of
+        return model in scene.workers and attrgetter("worker")(effect) == scene.worker(model, nth)
 
     def __str__(self) -> str:
         named = [f"{path}={value!r}" for path, value in self.fields.items()]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from h2qd.core.admission import satisfies
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
@@ -74,9 +75,13 @@ class Generation:
 
 @dataclass
 class World:
-    """What is outside, and the state of the core that knows it. `now` in seconds."""
+    """What is outside, and the state of the core that knows it. `now` in seconds.
+
+    Workers round the context that they are asked for up to `ctx_step` tokens.
+    """
 
     rules: Rules = field(default_factory=Rules)
+    ctx_step: int = 1
     now: float = 0.0
     workers: dict[int, Worker] = field(default_factory=dict)
     generations: dict[int, Generation] = field(default_factory=dict)
@@ -121,13 +126,22 @@ class World:
         """A client cancels, or is gone."""
         self.feed(RequestAbandoned(self.now, request, Fault("cancelled", "cancelled")))
 
-    def load_ends(self, worker: Worker, *, fault: Fault | None = None, ctx: int | None = None) -> None:
+    def load_ends(self, worker: Worker, *, fault: Fault | None = None) -> None:
         """A worker has loaded its model, or could not."""
         if fault is None:
             worker.ready = True
-            self.feed(WorkerReady(self.now, worker.number, worker.ctx if ctx is None else ctx, HELD, 0.5))
+            given_ctx = -(-worker.ctx // self.ctx_step) * self.ctx_step
+            self.feed(WorkerReady(self.now, worker.number, given_ctx, HELD, 0.5))
         else:
             self.exits(worker, fault)
+
+    def brings_up(self) -> None:
+        """The worker there is does its part: it goes when it was told to, and else has loaded what it loads."""
+        for worker in list(self.workers.values()):
+            if worker.leaving:
+                self.exits(worker)
+            elif not worker.ready:
+                self.load_ends(worker)
 
     def exits(self, worker: Worker, fault: Fault = CRASH) -> None:
         """A worker is gone, as it was told or all by itself."""
@@ -268,6 +282,7 @@ class World:
         assert effect.worker not in self.dead, "the number of a dead worker is used again"
         assert not self.workers, f"two models hold memory: {effect.model} beside {self.workers}"
         assert not self.state.stopping, "a worker is started while the daemon stops"
+        assert effect.planned_bytes <= self.state.limit_bytes, "a load begins that does not fit"
         self.workers[effect.worker] = Worker(effect.worker, effect.model, effect.ctx)
         self.loads += 1
 
@@ -277,6 +292,8 @@ class World:
         assert not worker.leaving, "work is given to a worker that was told to go"
         assert effect.request not in self.granted_at, "a request is granted twice"
         assert effect.request not in self.outcomes, "a request is granted after its answer"
+        model, ticket = self.state.models[worker.model], self.tickets[effect.request]
+        assert satisfies(model, ticket), "a request is given another context than it asked for"
         self.granted_at[effect.request] = self.now
         self.generations[effect.request] = Generation(effect.request, effect.worker)
         mine = [g for g in self.generations.values() if g.worker == effect.worker]

@@ -145,6 +145,14 @@ class Worker(Section, frozen=True):
     oom_score_adj: Annotated[
         int, Key("how readily the kernel kills a worker when memory runs out", Whole(0, 1000))
     ] = 900
+    memory_margin: Annotated[
+        Amount,
+        Key(
+            "memory beyond its plan that a worker may take before the kernel kills it, never less than 64MiB; "
+            "a share is of the plan",
+            Share(2**20),
+        ),
+    ] = Amount(percent=25)
     ping_interval_s: Annotated[
         float, Key("how often a worker is asked whether it still moves", Duration(_SHORTEST_S, 60.0))
     ] = 2.0

@@ -126,10 +126,9 @@ def tell_cold(turn: Turn, name: str, released: Released | None = None) -> None:
 
 
 def _tell_resident(turn: Turn, model: Model) -> None:
+    """Answer who wants what is there already. It is the active model: only the end of its memory ends that."""
     for ticket in turn.waiting_for(model.name, Want.RESIDENT):
         if satisfies(model, ticket):
-            was_active = turn.state.active
-            turn.activate(model.name)
             turn.tell(
                 ticket,
                 TellResident(
@@ -139,15 +138,13 @@ def _tell_resident(turn: Turn, model: Model) -> None:
                     ctx=model.given_ctx,
                     held_bytes=model.held_bytes,
                     load_s=model.load_s,
-                    was_active=was_active,
+                    was_active=turn.state.active,
                 ),
             )
 
 
 def _grant(turn: Turn, model: Model) -> None:
     """Fill the free slots: among the clients in line, the one whose last grant is longest ago goes first."""
-    if turn.waiting_for(model.name, Want.COLD):
-        return
     free = turn.state.rules.slots - len(turn.running_on(model.name))
     for _ in range(free):
         line = [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t)]

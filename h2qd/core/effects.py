@@ -30,11 +30,15 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Start process number `worker` and have it load `model`; ends in WorkerReady or WorkerExited."""
+    """Start process number `worker` and have it load `model`; ends in WorkerReady or WorkerExited.
+
+    `planned_bytes` is the plan that it was admitted with, which the runtime holds it to.
+    """
 
     worker: int
     model: str
     ctx: int
+    planned_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

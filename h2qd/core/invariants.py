@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from h2qd.core.admission import satisfies
 from h2qd.core.records import Model, Phase, State, Switch, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Status
+from h2qd.core.switching import needs_load
 
 
 def check(state: State) -> str | None:
@@ -39,6 +40,8 @@ def _broken_models(state: State) -> Iterator[str]:
             yield f"{model.name} is {model.status} and holds {model.held_bytes} bytes"
         if model.status is Status.LOADING and model.name != _loading(state.switch):
             yield f"{model.name} loads outside of a switch"
+        if model.status in RESIDENT and model.name != state.active:
+            yield f"{model.name} is {model.status} and {state.active} is active"
         if model.status is Status.DRAINING and not _drains_for(state, model):
             yield f"{model.name} drains for nobody"
     if state.active is not None and state.active not in state.models:
@@ -94,7 +97,8 @@ def _broken_switch(state: State) -> Iterator[str]:
         yield "the switch is about a model that is not registered"
         return
     victims = [state.models[name] for name in switch.victims]
-    wanted = [t for t in state.waiting.of(switch.target) if t.want is not Want.COLD]
+    target = state.models[switch.target]
+    wanted = any(needs_load(target, ticket) for ticket in state.waiting.of(target.name))
     if switch.phase is not Phase.ROLLBACK and not wanted:
         yield "nobody waits for the switch's target"
     if switch.phase in (Phase.PATIENCE, Phase.DRAIN) and not any(_busy(state, m.name) for m in victims):

@@ -79,19 +79,23 @@ def cut_off(turn: Turn, model: Model, fault: Fault) -> None:
 # --- the switch -------------------------------------------------------------------------------------
 
 
+def needs_load(model: Model, ticket: Ticket) -> bool:
+    """Whether a ticket waits for a load; else for a slot, or for an unload (or the drain before it) to end."""
+    return ticket.want is not Want.COLD and not (model.status in RESIDENT and satisfies(model, ticket))
+
+
 def _wanted(turn: Turn, name: str) -> tuple[Ticket, ...]:
     """The tickets that a switch to this model would serve."""
-    return tuple(t for t in turn.waiting_for(name) if t.want is not Want.COLD)
+    model = turn.model(name)
+    return tuple(t for t in turn.waiting_for(name) if needs_load(model, t))
 
 
 def _begin_next(turn: Turn) -> None:
     """Begin a switch for the oldest ticket that waits for a model that is not there, or about to go."""
     for ticket in turn.state.waiting:
-        if ticket.want is Want.COLD:
-            continue
         model = turn.model(ticket.model)
-        if model.status in RESIDENT and satisfies(model, ticket):
-            continue  # it waits for a slot, or for the drain before an unload that was asked for
+        if not needs_load(model, ticket):
+            continue
         fault = load_fault(turn, model, ticket)
         if fault is None:
             _begin(turn, model, ticket)
@@ -193,7 +197,7 @@ def _start_load(turn: Turn, name: str, ctx: int) -> None:
     worker = turn.serial()
     planned = plan_of(model, ctx, turn.state.rules.slots).total_bytes
     turn.move(name, Move.LOAD, worker=worker, asked_ctx=ctx, given_ctx=ctx, planned_bytes=planned)
-    turn.emit(StartWorker(worker, name, ctx))
+    turn.emit(StartWorker(worker, name, ctx, planned))
 
 
 # --- how a load ends --------------------------------------------------------------------------------

@@ -136,8 +136,10 @@ class Calls:
     def _end(self, call: Call, kind: Kind, body: Struct, outcome: str) -> None:
         if call.ended:
             raise AssertionError(f"request {call.name} was answered twice")
+        frames = response_frames(call.message_id, kind, body)  # if this cannot be encoded, another answer can
         self._close(call, outcome)  # before sending: a client found gone by this very send has one call less
-        self._send(call, kind, body)
+        if self.server is not None:
+            self.server.send(call.client, frames)
 
     def _close(self, call: Call, outcome: str) -> None:
         call.ended = True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from h2qd import __version__
-from h2qd.core.admission import no_such_model
+from h2qd.core.admission import SHUTTING_DOWN, no_such_model
 from h2qd.core.events import ForgetAsked, RequestAbandoned, RequestArrived
 from h2qd.core.records import Fault, Ticket, Want
 from h2qd.logs import get_logger
@@ -92,7 +92,7 @@ class Commands:
         self._surroundings = surroundings
         self._access = access
         self._deadline_s = deadline_s
-        self._jobs: dict[int, asyncio.Task[None]] = {}
+        self._jobs: dict[int, _Job] = {}
         self._handlers: dict[str, _Handler] = {
             "session.hello": self._hello,
             "daemon.status": lambda call, _: calls.reply(call, surroundings.status()),
@@ -137,9 +137,7 @@ class Commands:
         except Exception:  # our defect must cost this request only
             log.exception("request.defect", request=call.name, op=call.op)
             if not call.ended:
-                self._calls.error(
-                    call, Fault("internal", f"cannot do {call.op}: a defect, see the log at {call.name}")
-                )
+                self._calls.error(call, _defect(call))
 
     def _decode(self, client: Client, request: Request, body: bytes) -> m.Ask:
         """The body of a command that the client may use. Raises `WireError`."""
@@ -156,13 +154,17 @@ class Commands:
         """Nobody hears of this call any more."""
         self._end(call, _GONE)
 
+    def stop_jobs(self) -> None:
+        """The daemon stops: imports end now."""
+        for job in self._jobs.values():
+            job.give_up(SHUTTING_DOWN)
+
     def _end(self, call: Call, fault: Fault) -> None:
         """End a call from outside: a job is cancelled, a watch ended, a claim on a model given up."""
         if self._notices.forget(call):
             self._calls.error(call, fault)
         elif (job := self._jobs.get(call.number)) is not None:
-            call.notes["fault"] = fault.code
-            job.cancel()
+            job.give_up(fault)
         else:
             self._supervisor.post(RequestAbandoned(self._now(), call.number, fault))
 
@@ -233,26 +235,34 @@ class Commands:
         name = ask.name or suggest_name(ask.path.rsplit("/", 1)[-1].removesuffix(".gguf"))
         if (fault := name_fault(name)) is not None:
             raise Refusal(Fault("invalid_name", f"cannot register {shown(name)}: {fault}"))
+        if self._supervisor.state.stopping:
+            raise Refusal(SHUTTING_DOWN)
         call.model = name
-        self._jobs[call.number] = asyncio.get_running_loop().create_task(self._run_import(call, ask.path, name))
 
-    async def _run_import(self, call: Call, path: str, name: str) -> None:
         def progress(fraction: float) -> None:
-            self._calls.tell_progress(call, m.Progress("inspecting", call.name, name, round(fraction, 3)))
+            if not call.ended:
+                self._calls.tell_progress(call, m.Progress("inspecting", call.name, name, round(fraction, 3)))
 
-        try:
-            manifest, changed = await self._imports.run(path, name, "import", None, progress)
-            body = m.Imported(name, changed, manifest.path, manifest.sha256, manifest.facts)
+        work = self._imports.run(ask.path, name, "import", None, progress)
+        job = self._jobs[call.number] = _Job(asyncio.get_running_loop().create_task(work))
+        job.task.add_done_callback(lambda _: self._import_ended(call, job))
+
+    def _import_ended(self, call: Call, job: "_Job") -> None:
+        """Answer an import. A callback: a task that is cancelled before its first step runs no line of its own."""
+        del self._jobs[call.number]
+        if job.task.cancelled():
+            self._calls.error(call, job.ending or SHUTTING_DOWN)
+            return
+        error = job.task.exception()
+        if error is None:
+            manifest, changed = job.task.result()
+            body = m.Imported(manifest.name, changed, manifest.path, manifest.sha256, manifest.facts)
             self._calls.reply(call, body)
-        except ImportFault as error:
+        elif isinstance(error, ImportFault):
             self._calls.error(call, error.fault)
-        except OSError as error:
-            self._calls.error(call, Fault("internal", f"cannot write the registry: {error.strerror}"))
-        except asyncio.CancelledError:
-            why = str(call.notes.pop("fault", "cancelled"))
-            self._calls.error(call, Fault(why, f"cannot finish the import of {name}: {why.replace('_', ' ')}"))
-        finally:
-            self._jobs.pop(call.number, None)
+        else:
+            log.error("request.defect", request=call.name, op=call.op, exc_info=error)
+            self._calls.error(call, _defect(call))
 
     def _remove(self, call: Call, ask: m.OfModel) -> None:
         call.model = ask.model
@@ -337,6 +347,23 @@ class Commands:
 
 _Handler: TypeAlias = Callable[[Call, Any], None]
 """A handler takes the call and its body, decoded as the catalogue says."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """An import at work. `ending` is set once it was given up: what its client will hear."""
+
+    task: asyncio.Task[tuple[Manifest, bool]]
+    ending: Fault | None = None
+
+    def give_up(self, fault: Fault) -> None:
+        if self.ending is None:
+            self.ending = fault
+            self.task.cancel()
+
+
+def _defect(call: Call) -> Fault:
+    return Fault("internal", f"cannot do {call.op}: a defect, see the log at {call.name}")
 
 
 def _sampler(ask: m.Sampling) -> Sampler:

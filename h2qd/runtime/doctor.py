@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from h2qd.runtime.containment import Containers
 from h2qd.store.registry import Manifest
 from h2qd.wire.messages import Check, ModelRow
 
@@ -21,6 +22,7 @@ def examine(
     *,
     limit_bytes: int,
     available_bytes: int,
+    containers: Containers,
     state_dir: Path,
     libraries: Mapping[str, str],
     zygote_ready: bool,
@@ -30,7 +32,7 @@ def examine(
     """All findings, the good ones too."""
     yield _memory(limit_bytes, available_bytes)
     yield _pressure()
-    yield _cgroup()
+    yield _cgroup(containers)
     yield _state(state_dir)
     yield _engine(libraries, ready=zygote_ready)
     yield from _models(manifests, missing)
@@ -49,10 +51,11 @@ def _pressure() -> Check:
     return Check("pressure", "warn", "the kernel reports no memory pressure (PSI)", "boot with psi=1")
 
 
-def _cgroup() -> Check:
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        return Check("cgroup", "ok", "cgroup v2")
-    return Check("cgroup", "warn", "no unified cgroup v2 hierarchy", "boot with systemd.unified_cgroup_hierarchy=1")
+def _cgroup(containers: Containers) -> Check:
+    if not containers.trouble:
+        return Check("cgroup", "ok", f"a worker that outgrows its plan is killed alone (cgroup {containers.kind})")
+    detail = f"nothing keeps a worker to its plan: {containers.trouble}"
+    return Check("cgroup", "warn", detail, "run h2qd as a systemd service with Delegate=yes, as systemd/h2qd.service")
 
 
 def _state(folder: Path) -> Check:

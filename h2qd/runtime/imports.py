@@ -58,8 +58,8 @@ class Imports:
     ) -> tuple[Manifest, bool]:
         """Register `path` as `name`; the manifest, and whether anything changed.
 
-        Raises `ImportFault`: file_not_found, invalid_model_file, name_taken; OSError when the registry cannot be
-        written. A cancelled task ends its worker.
+        Raises `ImportFault`: file_not_found, invalid_model_file, name_taken, state_not_written, load_failed (no
+        process could be started), and how a worker may end. A cancelled task ends its worker.
         """
         async with self._one_at_a_time:
             known = self._manifests.get(name)
@@ -78,10 +78,18 @@ class Imports:
                 imported_at_ms=round(time.time() * 1000),
                 source=source,
             )
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._registry.put, manifest)
+            await self._put(manifest)
             self._manifests[name] = manifest
             self._registered(manifest)
             return manifest, True
+
+    async def _put(self, manifest: Manifest) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._registry.put, manifest)
+        except OSError as error:
+            log.error("state.not_written", model=manifest.name, error=str(error))  # noqa: TRY400 - expected
+            what = f"cannot register {manifest.name}: its manifest cannot be written ({error.strerror})"
+            raise ImportFault(Fault("state_not_written", what)) from error
 
     async def _identity(self, path: str) -> list[int]:
         """The file's identity now; empty when it cannot be seen. See `gguf.reader.identity`."""
@@ -110,7 +118,11 @@ class Imports:
                 )
             gone.set()
 
-        worker = Worker(next(self._numbers), name, InspectFile(path), self._zygote, self._patience, take, exited)
+        try:
+            worker = Worker(next(self._numbers), name, InspectFile(path), self._zygote, self._patience, take, exited)
+        except OSError as error:
+            what = f"cannot check {path}: no process can be started for it ({error.strerror})"
+            raise ImportFault(Fault("load_failed", what)) from error
         try:
             result = await found
             await gone.wait()

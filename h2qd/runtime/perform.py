@@ -1,5 +1,13 @@
-"""Effects performed: each of the core's decisions handed to the adapter that carries it out."""
+"""Effects performed: each of the core's decisions handed to the adapter that carries it out.
 
+An effect that fails must not leave anybody waiting. What would have ended in an event ends in it all the same, as a
+failure of the model or request that it was for; what would have answered a request answers it as our defect. What
+remains (a notice, a timer's end, a line on disk) is logged and costs nothing else. Called by `supervisor`; raises
+nothing.
+"""
+
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -60,11 +68,38 @@ class Performer:
         self._threads = threads
         self._on_exit = on_exit
 
-    def __call__(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
+    def __call__(self, effect: Effect) -> None:
         """Perform one effect. Nothing here waits."""
+        try:
+            self._perform(effect)
+        except Exception:  # whatever an adapter met, the core's next decision must be possible
+            log.exception("effect.failed", effect=repr(effect))
+            self._make_up_for(effect)
+
+    def _make_up_for(self, effect: Effect) -> None:
+        """Bring about the end that a failed effect owes."""
         match effect:
-            case StartWorker(worker=worker, model=model, ctx=ctx):
-                self._residents.start(worker, self._manifests[model], ctx, self._threads)
+            case StartWorker(worker=worker, model=model):
+                self._residents.not_started(worker, model, "a defect, see the log")
+            case StopWorker(worker=worker):
+                self._residents.kill(worker)
+            case StartGeneration(request=request):
+                self._residents.not_generated(request)
+            case Complete() | TellResident() | TellCold() | TellForgotten() | Refuse():
+                self._apologize(effect.request)
+            case _:
+                pass
+
+    def _apologize(self, request: int) -> None:
+        """Answer a request as our defect, unless it was answered."""
+        fault = Fault("internal", "cannot say how the request ended: a defect, see the log")
+        with contextlib.suppress(Exception):  # logged once already, and there is nobody else to tell
+            self._with(request, lambda call: self._calls.error(call, fault))
+
+    def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
+        match effect:
+            case StartWorker(worker=worker, model=model, ctx=ctx, planned_bytes=planned):
+                self._residents.start(worker, self._manifests[model], ctx, self._threads, planned)
             case StopWorker(worker=worker, at_once=at_once):
                 self._residents.stop(worker, at_once=at_once)
             case StartGeneration(request=request, worker=worker):
@@ -98,9 +133,22 @@ class Performer:
                 assert_never(effect)
 
     def _forget(self, request: int, model: str) -> None:
+        """Take a model out of the store; its client hears of it when that is done, or why it is not."""
         manifest = self._manifests.pop(model)
-        self._write(lambda: self._registry.remove(model))
-        self._with(request, lambda call: self._calls.reply(call, Removed(model, manifest.path)))
+
+        def told(done: "asyncio.Future[None]") -> None:
+            try:
+                done.result()
+                self._with(request, lambda call: self._calls.reply(call, Removed(model, manifest.path)))
+            except OSError as error:
+                log.error("state.not_written", error=str(error))  # noqa: TRY400 - expected
+                what = f"cannot remove {model} for good: its manifest cannot be deleted, and counts at the next start"
+                self._with(request, lambda call: self._calls.error(call, Fault("state_not_written", what)))
+            except Exception:  # as in any other effect
+                log.exception("effect.failed", effect=f"the end of removing {model}")
+                self._apologize(request)
+
+        asyncio.get_running_loop().run_in_executor(self._disk, self._registry.remove, model).add_done_callback(told)
 
     def _complete(self, request: int) -> None:
         call = self._calls.get(request)

@@ -16,6 +16,7 @@ from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasure
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.runtime.calls import Calls
+from h2qd.runtime.containment import Containers
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.registry import Manifest
@@ -34,6 +35,9 @@ from h2qd.wire.workers import (
 )
 
 log = get_logger()
+
+_MEASURE_S_MAX = 2.0
+"""A page table that is locked for this long, by a disk that does not answer, is not waited for."""
 
 _SETTLED_S = 5.0
 """At most this often a busy model is measured again."""
@@ -61,6 +65,7 @@ class Residents:
     def __init__(
         self,
         zygote: Zygote,
+        containers: Containers,
         patience: Patience,
         calls: Calls,
         post: Callable[[Event], None],
@@ -68,6 +73,7 @@ class Residents:
         meter: Executor,
     ) -> None:
         self._zygote = zygote
+        self._containers = containers
         self._patience = patience
         self._calls = calls
         self._post = post
@@ -79,19 +85,42 @@ class Residents:
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def start(self, number: int, manifest: Manifest, ctx: int, threads: int) -> None:
-        """Start worker `number` and have it load a model."""
+    def start(self, number: int, manifest: Manifest, ctx: int, threads: int, planned_bytes: int) -> None:
+        """Start worker `number` and have it load a model, within `planned_bytes` and a margin."""
         order = LoadModel(manifest.backend, manifest.path, ctx, threads, manifest.identity)
-        worker = Worker(
-            number,
-            manifest.name,
-            order,
-            self._zygote,
-            self._patience,
-            lambda message: self._take(number, message),
-            lambda end: self._exited(number, end),
-        )
+        container = self._containers.contain(number, planned_bytes)
+        try:
+            worker = Worker(
+                number,
+                manifest.name,
+                order,
+                self._zygote,
+                self._patience,
+                lambda message: self._take(number, message),
+                lambda end: self._exited(number, end),
+                container,
+            )
+        except OSError as error:
+            container.close()
+            log.error("worker.not_started", worker=number, model=manifest.name, error=str(error))  # noqa: TRY400 - expected
+            self.not_started(number, manifest.name, error.strerror or "the system refuses")
+            return
         self._residents[number] = _Resident(worker, manifest.name, self._tree_idle)
+
+    def not_started(self, number: int, model: str, why: str) -> None:
+        """Report a worker that could not be started."""
+        fault = Fault("load_failed", f"cannot load {model}: no process can be started for it ({why})")
+        self._post(WorkerExited(self._now(), number, fault))
+
+    def not_generated(self, request: int) -> None:
+        """Report a request that could not be handed to its worker."""
+        fault = Fault("internal", "cannot hand the request to the model's process: a defect, see the log")
+        self._post(GenerationEnded(self._now(), request, fault))
+
+    def kill(self, number: int) -> None:
+        """Have a worker go at once, unmeasured."""
+        if (resident := self._residents.get(number)) is not None:
+            resident.worker.stop(at_once=True)
 
     def stop(self, number: int, *, at_once: bool) -> None:
         """Have a worker go; the tree is measured first, unless there is no time for that."""
@@ -223,11 +252,17 @@ class Residents:
 
     async def _learn_idle(self) -> None:
         tree = await self._tree()
-        if self._zygote.childless:  # a worker forked meanwhile would share pages, and halve what was read
+        if tree and self._zygote.childless:  # a worker forked meanwhile would share pages, and halve what was read
             self._tree_idle = tree
 
     async def _tree(self) -> int:
-        return await asyncio.get_running_loop().run_in_executor(self._meter, self._measure, self._zygote.pids)
+        """What the process tree holds; 0 when that cannot be read, which must keep nothing else from happening."""
+        try:
+            async with asyncio.timeout(_MEASURE_S_MAX):
+                return await asyncio.get_running_loop().run_in_executor(self._meter, self._measure, self._zygote.pids)
+        except (OSError, RuntimeError) as error:  # TimeoutError is an OSError; RuntimeError: no thread can be started
+            log.error("memory.not_measured", error=str(error))  # noqa: TRY400 - its place is known
+            return 0
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

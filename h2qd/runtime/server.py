@@ -2,11 +2,13 @@
 
 It knows nothing of commands. A message goes to `on_message`; what cannot be read is answered here. `send`
 tells whether the client is still there: a client that is gone, or that does not read what it asked for until its
-queue is full, is reported to `on_gone` once, and its memory is given back.
+queue is full, is reported to `on_gone` once. What is queued for it stays queued, at most `_SEND_QUEUE` messages,
+until it reads or hangs up: libzmq knows no other way to be rid of it.
 """
 
 import os
 import socket as sockets
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import zmq
 
 from h2qd.logs import get_logger
+from h2qd.runtime.door import Door
 from h2qd.runtime.sockets import Readable
 from h2qd.runtime.zap import Doorkeeper, peer_of
 from h2qd.wire.codes import CODES
@@ -40,7 +43,7 @@ class Client:
 
 
 class SocketInUseError(Exception):
-    """Something answers on the socket's path already."""
+    """Something answers on the socket's path already, or stands there that is not a dead daemon's socket."""
 
 
 class Server:
@@ -77,6 +80,7 @@ class Server:
         finally:
             os.umask(before)
         path.chmod(mode)
+        self._door = Door(self._socket, path)
         self._readable = Readable(self._socket, self._take)
 
     @property
@@ -93,7 +97,8 @@ class Server:
         except zmq.ZMQError as error:
             self._forget(client, "gone" if error.errno == zmq.EHOSTUNREACH else "does not read")
             return False
-        self._readable.look_again()
+        finally:
+            self._readable.look_again()
         return True
 
     def _take(self) -> bool:
@@ -143,17 +148,18 @@ class Server:
         self._on_gone(client)
 
     def sweep(self, idle: Callable[[Client], bool]) -> None:
-        """Forget clients that have nothing in flight: they are met again with their next message."""
+        """Forget clients that have nothing in flight: they are met again with their next message. Once a second."""
+        self._door.look()
         for client in [c for c in self._clients.values() if idle(c)]:
             del self._clients[client.identity]
 
     def close(self) -> None:
         """Send what is queued, briefly, and take the socket off the file system."""
         self._readable.close()
+        self._door.close()
         self._socket.close()
         self._doorkeeper.close()
         self._context.term()
-        self.path.unlink(missing_ok=True)
 
 
 def _make_way(path: Path) -> None:
@@ -164,9 +170,11 @@ def _make_way(path: Path) -> None:
         probe.connect(str(path))
     except FileNotFoundError:
         return
-    except OSError:
+    except ConnectionRefusedError:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketInUseError("there is a file that is no socket") from None
         path.unlink(missing_ok=True)
         return
     finally:
         probe.close()
-    raise SocketInUseError(f"cannot listen on {path}: somebody does already")
+    raise SocketInUseError("somebody does already")

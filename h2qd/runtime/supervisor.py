@@ -1,8 +1,10 @@
 """The supervisor: the one owner of the core's state, and the one caller of its machine.
 
 Events are taken one at a time, in the order they came; an event that an effect brings about at once waits until
-the effects before it are done. Exceptions do not reach the core: an effect that fails is logged with its event,
-and its request is answered as our defect. With checks on, every step is followed by the invariants.
+the effects before it are done. Effects that fail make up for it themselves (`perform`); should one raise all the
+same, the others are done and the daemon goes on. A defect of the core costs the event that met it: the state stays
+what it was, whoever posted the event hears of it, and the events behind it are taken. With checks on, every step is
+followed by the invariants.
 """
 
 from collections import deque
@@ -19,7 +21,7 @@ log = get_logger()
 
 
 class Supervisor:
-    """Holds the state. `perform` is set by the daemon before the first event."""
+    """Holds the state. The daemon sets `perform` before the first event, and `settled`: called after all events."""
 
     def __init__(self, rules: Rules, *, checks: bool = False) -> None:
         self.state = State(rules)
@@ -30,17 +32,32 @@ class Supervisor:
         self._checks = checks
 
     def post(self, event: Event) -> None:
-        """Let something happen; done when this returns, unless called from inside an effect."""
+        """Let something happen; done when this returns, unless called from inside an effect or `settled`."""
         self._events.append(event)
         if self._stepping:
             return
         self._stepping = True
         try:
+            defect = None
             while self._events:
-                self._step(self._events.popleft())
+                defect = self._take_all() or defect
+                self.settled()
         finally:
             self._stepping = False
-        self.settled()
+        if defect is not None:
+            raise defect
+
+    def _take_all(self) -> Exception | None:
+        """Take every event that is there; the last defect met, if any."""
+        defect = None
+        while self._events:
+            event = self._events.popleft()
+            try:
+                self._step(event)
+            except Exception as error:  # the events behind it must not be lost with this one
+                log.exception("core.defect", happened=repr(event))
+                defect = error
+        return defect
 
     def _step(self, event: Event) -> None:
         log.debug("core.event", happened=event)

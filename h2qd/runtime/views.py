@@ -83,7 +83,7 @@ def progress(state: State, residents: Residents, call: Call) -> m.Progress:
     switch = state.switch
     if switch is not None and any(t.request == call.number for t in switch.losers):
         return m.Progress(_PHASES[switch.phase], call.name, switch.fallback)
-    line = [t for t in state.waiting if t.model == call.model]
+    line = state.waiting.of(call.model or "")
     position = next((i for i, t in enumerate(line, 1) if t.request == call.number), None)
     if position is None:
         return call.progress or m.Progress("waiting", call.name, call.model)

@@ -2,7 +2,9 @@
 
 A `Worker` turns one process and its channel into callbacks, each worker ending in exactly one `on_exit`. It knows
 why the process went (it was told to, it said that its load failed, it hung, it died), not what that means for
-residency. The kill ladder: ask, SIGTERM, SIGKILL to the group, `stop_grace_s` between the rungs.
+residency. A worker gets its order once it is inside of its container, if it has one, so that all it takes counts
+there. The kill ladder: ask, SIGTERM, SIGKILL to the group, `stop_grace_s` between the rungs. A process that cannot be
+had, or cannot be reaped after that, is the zygote's fault, and the zygote is replaced.
 """
 
 import asyncio
@@ -14,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
+import psutil
 
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.runtime.channel import Channel
+from h2qd.runtime.containment import Container
 from h2qd.runtime.zygote import Zygote
 from h2qd.wire.codes import CODES
 from h2qd.wire.names import shown
@@ -69,10 +73,14 @@ class Worker:
         patience: Patience,
         on_message: Callable[[FromWorker], None],
         on_exit: Callable[[Exit], None],
+        container: Container | None = None,
     ) -> None:
         self.number = number
         self.label = label
         self.pid: int | None = None
+        self._order = order
+        self._container = container
+        self._zygote = zygote
         self._patience = patience
         self._on_message = on_message
         self._on_exit = on_exit
@@ -83,34 +91,40 @@ class Worker:
         self._pings = 0
         self._pong = Pong(0, 0, busy=False)
         self._alive_at = self._loop.time()
+        self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         self._ping_timer: asyncio.TimerHandle | None = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)  # the last thing here that may raise
         self._channel = Channel(ours, self._take, self._channel_closed)
-        self._channel.send(order)
         self._limit(patience.start_s, f"did not start within {patience.start_s:g} s")
         zygote.fork(number, theirs, patience.oom_score_adj, patience.nice, self)
 
     # --- what the zygote says (its Parent) -------------------------------------------------------
 
     def forked(self, pid: int) -> None:
-        """The process runs: from now on its load is timed, and it is asked how it is."""
+        """The process runs and may begin: from now on its load is timed, and it is asked how it is."""
         self.pid = pid
         log.debug("worker.forked", worker=self.number, pid=pid, model=self.label)
         if self._rung > 0:
             self._climb()
             return
+        if self._container is not None:
+            self._container.attach(pid)
+        self._channel.send(self._order)
         self._alive_at = self._loop.time()
         self._limit(self._patience.load_s, f"did not finish loading within {self._patience.load_s:g} s")
         self._ping()
 
     def reaped(self, status: int | None, peak_bytes: int) -> None:
         """The process is gone."""
+        self._gone = True  # from here on its number may be another's
         self._channel.close()
         self._cancel_timers()
         fault = self._fault
         if fault is None and not self._told_to_go:
-            fault = Fault("worker_crashed", f"cannot go on: the process of {self.label} died ({_how(status)})")
+            fault = self._death(status, peak_bytes)
+        if self._container is not None:
+            self._container.close()
         log.info(
             "worker.exited",
             worker=self.number,
@@ -121,6 +135,14 @@ class Worker:
             fault=fault.message if fault else None,
         )
         self._on_exit(Exit(fault, status, peak_bytes))
+
+    def _death(self, status: int | None, peak_bytes: int) -> Fault:
+        """Why the process died of itself. Nobody here killed it, so a SIGKILL may be the kernel's, out of memory."""
+        if status == -signal.SIGKILL and self._container is not None:
+            fault = self._container.fault(self.label, peak_bytes)
+            if fault is not None:
+                return fault
+        return Fault("worker_crashed", f"cannot go on: the process of {self.label} died ({_how(status)})")
 
     # --- talking --------------------------------------------------------------------------------
 
@@ -179,6 +201,8 @@ class Worker:
 
     def stop(self, *, at_once: bool = False) -> None:
         """Have the worker go. `at_once` begins with SIGKILL."""
+        if self._gone:
+            return
         if self._fault is None:
             self._told_to_go = True
         if at_once:
@@ -195,12 +219,22 @@ class Worker:
             self._channel.send(StopWorker())
         elif self.pid is not None:
             self._kill(signal.SIGTERM if self._rung == 2 else signal.SIGKILL)
-        if self._rung < 3:
-            self._timer = self._loop.call_later(self._patience.stop_grace_s, self._next_rung)
+        self._timer = self._loop.call_later(self._patience.stop_grace_s, self._next_rung)
 
     def _next_rung(self) -> None:
+        if self._rung == 3:
+            self._outlive_zygote()
+            return
         self._rung += 1
         log.warning("worker.stop_escalates", worker=self.number, pid=self.pid, model=self.label, rung=self._rung)
+        self._climb()
+
+    def _outlive_zygote(self) -> None:
+        """SIGKILL was not enough. Dead, or never born: the zygote does not say so. Alive: it waits in the kernel."""
+        if self.pid is None or not _runs(self.pid):
+            self._zygote.replace(f"it did not report the end of worker {self.number}")
+            return
+        log.error("worker.unkillable", worker=self.number, pid=self.pid, model=self.label)
         self._climb()
 
     def _kill(self, number: signal.Signals) -> None:
@@ -221,6 +255,14 @@ class Worker:
         if self._ping_timer is not None:
             self._ping_timer.cancel()
             self._ping_timer = None
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of that number exists and is no zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _how(status: int | None) -> str:

@@ -5,6 +5,7 @@ is decided later, command by command, in `commands`. See RFC 27 (ZAP) of the Zer
 """
 
 import contextlib
+import time
 from collections.abc import Callable
 
 import zmq
@@ -15,6 +16,7 @@ from h2qd.runtime.sockets import Readable
 log = get_logger()
 
 _FIELDS_MIN = 6
+_TELL_S = 1.0
 
 
 class Doorkeeper:
@@ -22,6 +24,8 @@ class Doorkeeper:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], admits: Callable[[int], bool]) -> None:
         self._admits = admits
+        self._refused = 0
+        self._told_at = -_TELL_S
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
         self._socket.bind("inproc://zeromq.zap.01")
@@ -36,12 +40,20 @@ class Doorkeeper:
         peer = peer_of(fields[3].decode("ascii", "replace")) if len(fields) >= _FIELDS_MIN else None
         admitted = peer is not None and self._admits(peer[0])
         if not admitted:
-            log.warning("peer.refused", uid=peer[0] if peer else None, pid=peer[1] if peer else None)
+            self._tell_refused(peer)
         status = [b"200", b"admitted"] if admitted else [b"400", b"this user is not admitted"]
         with contextlib.suppress(zmq.ZMQError):  # the context is being closed
             self._socket.send_multipart([b"1.0", request_id, *status, b"", b""], zmq.NOBLOCK)
         self._readable.look_again()
         return True
+
+    def _tell_refused(self, peer: tuple[int, int] | None) -> None:
+        """A line a second at most: who knocks without end must not fill the log."""
+        self._refused += 1
+        if (now := time.monotonic()) - self._told_at >= _TELL_S:
+            uid, pid = peer or (None, None)
+            log.warning("peer.refused", uid=uid, pid=pid, times=self._refused)
+            self._told_at, self._refused = now, 0
 
     def close(self) -> None:
         """Stop answering; new connections are no longer admitted."""

@@ -52,6 +52,7 @@ class Zygote:
         self.on_childless: Callable[[], None] = _nothing
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, Parent] = {}
+        self._asked: list[tuple[Fork, socket.socket]] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._started_at = 0.0
@@ -77,28 +78,37 @@ class Zygote:
         return not self._workers
 
     def start(self) -> None:
-        """Start the process."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "h2qd.worker.zygote", "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **_ENVIRONMENT},
-                start_new_session=True,  # a Ctrl-C meant for the daemon must not reach workers before the drain
-            )
+        """Start the process, now or, where the system has no room for one, after the back-off."""
+        if self._closing or self._process is not None:
+            return
         self._started_at = self._loop.time()
+        try:
+            self._process, ours = _start()
+        except OSError as error:
+            self._start_later(f"cannot start it: {error}")
+            return
         self._channel = Channel(ours, self._take, self._closed)
         log.debug("zygote.started", pid=self._process.pid)
+        for order, end in self._asked:
+            self._channel.send(order, (end.detach(),))
+        self._asked.clear()
 
     def fork(self, worker: int, end: socket.socket, oom_score_adj: int, nice: int, parent: Parent) -> None:
         """Have `worker` forked, serving `end`, which is the worker's from now on."""
         self._workers[worker] = parent
+        order = Fork(worker, oom_score_adj, nice)
         if self._channel is None:
-            end.close()
-            self._loop.call_soon(self._lose, worker)
-            return
-        self._channel.send(Fork(worker, oom_score_adj, nice), (end.detach(),))
+            self._asked.append((order, end))
+        else:
+            self._channel.send(order, (end.detach(),))
+
+    def replace(self, why: str) -> None:
+        """End this process, which no longer does what it is for, and every worker with it; start another."""
+        log.error("zygote.replaced", why=why)
+        if self._channel is not None:
+            self._channel.close(why)
+        else:
+            self._lose_all()
 
     def _take(self, body: bytes) -> None:
         match from_zygote.decode(body):
@@ -125,25 +135,51 @@ class Zygote:
         if process is not None:
             process.kill()  # closing the channel ends it anyway; this bounds how long that takes
             process.wait()
-        for worker in list(self._workers):
-            self._lose(worker)
+        self._lose_all()
         if self._closing:
             return
         if self._loop.time() - self._started_at >= _STABLE_S:
             self._backoff_s = _BACKOFF_FIRST_S
-        log.error("zygote.died", why=why, again_in_s=self._backoff_s)
-        self._loop.call_later(self._backoff_s, self._restart)
-        self._backoff_s = min(2 * self._backoff_s, _BACKOFF_MAX_S)
+        self._start_later(why)
 
-    def _restart(self) -> None:
-        if not self._closing and self._process is None:
-            self.start()
+    def _lose_all(self) -> None:
+        """Report every worker gone, also those that were asked for and never forked."""
+        for _, end in self._asked:
+            end.close()
+        self._asked.clear()
+        for worker in list(self._workers):
+            self._lose(worker)
+
+    def _start_later(self, why: str) -> None:
+        log.error("zygote.died", why=why, again_in_s=self._backoff_s)
+        self._loop.call_later(self._backoff_s, self.start)
+        self._backoff_s = min(2 * self._backoff_s, _BACKOFF_MAX_S)
 
     def close(self) -> None:
         """End the process, and with it every worker that is left."""
         self._closing = True
         if self._channel is not None:
             self._channel.close()
+        else:
+            self._lose_all()
+
+
+def _start() -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """A new zygote and our end of its channel. Raises OSError, leaving nothing open."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "h2qd.worker.zygote", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,  # a Ctrl-C meant for the daemon must not reach workers before the drain
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return process, ours
 
 
 def _nothing() -> None:

@@ -47,7 +47,10 @@ class Registry:
         self._models.mkdir(exist_ok=True, mode=0o750)
 
     def load(self) -> tuple[list[Manifest], list[str]]:
-        """All manifests by name, and a complaint for each that was set aside."""
+        """All manifests by name, and a complaint for each that was set aside. What a crash left half-written goes."""
+        for leftover in (*self._models.glob("*.new"), self._memory.with_name(self._memory.name + ".new")):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
         manifests: list[Manifest] = []
         complaints: list[str] = []
         for path in sorted(self._models.glob("*.json"))[:MODELS_MAX]:

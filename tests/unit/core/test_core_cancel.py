@@ -219,6 +219,22 @@ def test_leaving_during_a_rollback_lets_it_go_on() -> None:
     )
 
 
+def test_a_reload_that_is_taken_back_is_not_made_for_those_who_are_content() -> None:
+    play = (
+        running()
+        .when(load(2, "a", ctx=8192))
+        .then()
+        .when(infer(3, "a"))
+        .then()
+        .when(cancel(2))
+        .then(refuse(2, "cancelled"))
+        .timers(clears(Clock.PATIENCE))
+        .when(answered(1))
+        .then(complete(1), grant(3, "a"))
+    )
+    assert play.state.switch is None
+
+
 def test_cancelling_an_unload_that_is_under_way_does_not_bring_the_model_back() -> None:
     (
         Playbook("a")

@@ -15,6 +15,7 @@ from tests.playbook import (
     fires,
     gone,
     grant,
+    halt,
     infer,
     limit,
     load,
@@ -155,6 +156,27 @@ def test_the_rollback_of_a_reload_asks_for_what_was_asked_not_for_what_was_given
         .then(start("a", ctx=8192))
         .when(dies("a", LOAD_FAILED))
         .then(start("a", ctx=5000))
+    )
+
+
+def test_what_failed_just_now_is_not_its_own_rollback() -> None:
+    """A hung worker was killed; loading the same model with the same context again fails: once is enough."""
+    (
+        Playbook("a")
+        .given_ready("a")
+        .when(infer(1, "a"))
+        .then(grant(1, "a"))
+        .when(infer(2, "a"))
+        .then()
+        .when(cancel(1))
+        .then(halt(1, "a"))
+        .when(fires(Clock.CANCEL))
+        .then(refuse(1, "cancelled"), stop("a", at_once=True))
+        .when(gone("a"))
+        .then(start("a"))
+        .when(dies("a", LOAD_FAILED))
+        .then(refuse(2, "load_failed", because=()))
+        .states(a=Status.FAILED)
     )
 
 
@@ -374,6 +396,21 @@ def test_a_reset_clears_the_slate() -> None:
     assert play.state.models["a"].broken
     assert fail_to_load(play, 6, reset=True) == 0.5
     play.when(load(7, "a", reset=True)).then(start("a")).when(ready("a")).then(remember("a"), resident(7, "a"))
+
+
+def test_a_reset_shows_at_once_even_when_the_load_has_to_wait() -> None:
+    (
+        Playbook("a", "b")
+        .when(load(1, "a"))
+        .then(start("a"))
+        .when(dies("a", LOAD_FAILED))
+        .then(refuse(1, "load_failed"))
+        .when(load(2, "b"))
+        .then(start("b"))
+        .when(load(3, "a", reset=True))
+        .then()
+        .states(a=Status.COLD, b=Status.LOADING)
+    )
 
 
 def test_a_reset_of_a_model_that_is_well_changes_nothing_but_its_past() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from h2qd.core.effects import Effect
 from h2qd.core.events import WorkerExited, WorkerReady
-from h2qd.core.invariants import _broken, check
+from h2qd.core.invariants import _broken, _broken_switch, check
 from h2qd.core.machine import step
 from h2qd.core.records import Fault, Line, Model, Phase, Rules, Running, State, Switch, Ticket, Want
 from h2qd.core.states import HOLDING, TABLE, Move, Status, mermaid, next_status
@@ -62,6 +62,7 @@ BROKEN = {
     "a is cold and holds 5 bytes": state(model("a", held_bytes=5)),
     "a is cold and holds 0 bytes": state(replace(model("a"), planned_bytes=5)),
     "a loads outside of a switch": state(LOADING_A),
+    "a is ready and b is active": state(READY_A, COLD_B, active="b"),
     "a drains for nobody": state(DRAINING_A, running=(RUN,)),
     "the active model a is not registered": state(active="a"),
     "a request is in two places": state(READY_A, waiting=(ticket(1, "a"),), running=(RUN,)),
@@ -141,9 +142,14 @@ def test_what_is_broken_is_named(what: str) -> None:
     assert any(what == each for each in _broken(BROKEN[what]))
 
 
+def test_a_switch_about_the_unknown_is_not_looked_into_further() -> None:
+    what = "the switch is about a model that is not registered"
+    assert list(_broken_switch(BROKEN[what])) == [what]
+
+
 @pytest.mark.parametrize("what", WHOLE)
 def test_what_is_whole_is_left_in_peace(what: str) -> None:
-    assert check(WHOLE[what]) is None
+    assert check(replace(WHOLE[what], active="a")) is None
 
 
 # --- defects of the core itself are loud ---------------------------------------------------------------

@@ -275,13 +275,13 @@ def test_a_request_that_comes_after_a_load_was_given_up_gets_a_new_one() -> None
         .when(load(3, "b"))
         .then()
         .when(gone("a"))
-        .then(start("b"))
-        .when(ready("b"))
-        .then(remember("b"), resident(3, "b"), stop("b"))
-        .when(gone("b"))
-        .then(start("a"))
+        .then(start("a", ctx=4096))
         .when(ready("a"))
         .then(remember("a"), grant(2, "a"))
+        .when(answered(2))
+        .then(complete(2), stop("a"))
+        .when(gone("a"))
+        .then(start("b"))
     )
 
 

@@ -1,6 +1,7 @@
 """What may be shown of an answer, whatever way its bytes come."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ def before_first_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 texts = st.text(alphabet="abcé€😀", max_size=40)
