@@ -55,6 +55,7 @@ from h2qd.wire.limits import HEARTBEAT_MS, PROTOCOL_VERSION
 
 log = get_logger()
 
+_TICK_S = 1.0
 _FILES_OPEN = 65536
 _RESTORE_REQUEST = 0
 """The number of the daemon's own request: calls of clients begin with 1."""
@@ -138,6 +139,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._stop, number)
         self._register_known()
         self._tick()
+        self._beat()
         self._notifier.ready(f"serving on {config.socket.path}")
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
         starting = self._loop.create_task(self._finish_start())
@@ -254,16 +256,20 @@ class Daemon:
                 self._commands.tell_progress(call)
 
     def _tick(self) -> None:
-        """Once a second: memory, signs of life, the watchdog, clients that left."""
-        self._loop.call_later(HEARTBEAT_MS / 1000, self._tick)  # first: no defect below may be the last tick
+        """Once a second: memory, the watchdog, clients that left."""
+        self._loop.call_later(_TICK_S, self._tick)  # first: no defect below may be the last tick
         self._read_memory()
-        self._commands.beat()
         if self._server is not None:
             self._server.sweep(self._calls.idle)
         self._notifier.watchdog()
         state = self._supervisor.state
         self._notifier.status(f"{self._phase}: {state.active or 'no model'} active, {len(state.running)} running")
         self._heap.look()
+
+    def _beat(self) -> None:
+        """Signs of life, looked for twice in `HEARTBEAT_MS`, so that no silence is longer than that."""
+        self._loop.call_later(HEARTBEAT_MS / 2000, self._beat)
+        self._commands.beat()
 
     def _read_memory(self) -> None:
         total = memory_limit()

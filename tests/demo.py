@@ -89,8 +89,8 @@ def show(socket: Path, model: Path, prompt: str, max_tokens: int) -> None:
         say(
             f"load {loaded.load_ms / 1000:.2f} s | first token {answer.timings.first_token_ms:.0f} ms | "
             f"{answer.timings.tokens_per_s:.1f} tokens/s | memory held {held / MIB:.0f} MiB | "
-            f"after unload {left / MIB:.0f} MiB ({gone.freed_bytes / MIB:.0f} of {gone.held_bytes / MIB:.0f} MiB back "
-            f"in {gone.ms / 1000:.2f} s)"
+            f"after unload {left / MIB:.0f} MiB "
+            f"({gone.freed_bytes / MIB:.0f} of {gone.held_bytes / MIB:.0f} MiB back in {gone.ms / 1000:.2f} s)"
         )
 
 

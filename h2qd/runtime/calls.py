@@ -177,7 +177,7 @@ class Calls:
             call.progress.position,
             call.progress.fraction,
         )
-        if news or time.monotonic() - call.spoke_at >= HEARTBEAT_MS / 1000 * 0.9:
+        if news or time.monotonic() - call.spoke_at >= HEARTBEAT_MS / 2000 * 0.9:
             call.progress = progress
             self._send(call, Kind.PROGRESS, progress)
 

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Callable
 
 _WORTH_BYTES = 1024 * 1024
+_LOOKS_PER_TRIM = 2
 
 _M_MMAP_THRESHOLD = -3
 """From malloc.h."""
@@ -19,13 +20,17 @@ _MAPPED_BYTES = 128 * 1024
 
 
 class Heap:
-    """Trims when the resident size, which `resident_bytes` reads, has grown by `_WORTH_BYTES` since the last time."""
+    """Trims while the resident size, which `resident_bytes` reads, stays `_WORTH_BYTES` above its least so far.
+
+    Each `_LOOKS_PER_TRIM`-th look only: what a crowd holds can be given back when it has left, not before.
+    """
 
     def __init__(self, resident_bytes: Callable[[], int]) -> None:
         self._resident_bytes = resident_bytes
         libc = ctypes.CDLL(None)
         self._trim: Callable[[int], int] | None = getattr(libc, "malloc_trim", None)
-        self._least = 0
+        self._least: int | None = None
+        self._looks = 0
         if self._trim is not None:
             libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
@@ -33,9 +38,8 @@ class Heap:
         """Trim if it may be worth it: takes well under a millisecond for what a daemon holds."""
         if self._trim is None:
             return
+        self._looks += 1
         size = self._resident_bytes()
-        if size > self._least + _WORTH_BYTES:
+        self._least = size if self._least is None else min(self._least, size)
+        if size > self._least + _WORTH_BYTES and self._looks % _LOOKS_PER_TRIM == 0:
             self._trim(0)
-            self._least = self._resident_bytes()
-        else:
-            self._least = min(self._least, size)

@@ -60,7 +60,7 @@ _COMMANDS = (
     ),
     Command("infer.text", Access.USE, m.Infer, m.Answer, "continue a prompt", m.Delta, PROMPT_BYTES_MAX),
     Command("infer.chat", Access.USE, m.Chat, m.Answer, "answer a conversation", m.Delta, PROMPT_BYTES_MAX),
-    Command("request.cancel", Access.USE, m.Cancel, m.Cancelled, "cancel a request in flight"),
+    Command("request.cancel", Access.READ, m.Cancel, m.Cancelled, "cancel a request in flight"),
     Command("stream.credit", Access.READ, m.Credit, None, "allow more chunks of a stream"),
     Command("events.watch", Access.READ, m.Events, m.EventsEnd, "follow what happens", m.Notice),
 )
