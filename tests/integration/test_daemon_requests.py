@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import msgspec
@@ -143,7 +143,8 @@ def test_a_queued_request_hears_its_place(daemon: DaemonProcess, client: Client)
     for request in (first, second, last):
         assert request.result(20).finish == "length"
     assert (told[0].phase, told[0].position) == ("queued", 1)
-    assert [p.position for p in third if p.phase == "queued"] == [2, 1]
+    places = [p.position for p in third if p.phase == "queued"]
+    assert [place for place, _ in groupby(places)] == [2, 1]  # signs of life repeat a place
 
 
 def test_a_slow_reader_stops_its_chunks_and_slows_nothing(daemon: DaemonProcess, client: Client) -> None:
