@@ -89,7 +89,6 @@ class Commands:
         self._imports = imports
         self._manifests = manifests
         self._missing = missing
-        self._surroundings = surroundings
         self._access = access
         self._deadline_s = deadline_s
         self._jobs: dict[int, _Job] = {}

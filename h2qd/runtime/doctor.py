@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from h2qd.gguf.reader import identity
 from h2qd.runtime.containment import Containers
 from h2qd.store.registry import Manifest
 from h2qd.wire.messages import Check, ModelRow
@@ -87,7 +88,7 @@ def _models(manifests: Mapping[str, Manifest], missing: Mapping[str, ModelRow]) 
             fix = f"put the file back, or h2qctl rm {name}"
             yield Check(f"model {name}", "fail", f"{manifest.path}: {error.strerror}", fix)
             continue
-        if [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns] != manifest.identity:
+        if identity(stat) != manifest.identity:
             fix = f"h2qctl import {manifest.path} --name {name}"
             yield Check(f"model {name}", "warn", f"{manifest.path} changed since it was checked", fix)
         else:

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from itertools import count
 
 from h2qd.core.records import Fault
+from h2qd.gguf.reader import identity
 from h2qd.logs import get_logger
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
@@ -92,13 +93,13 @@ class Imports:
             raise ImportFault(Fault("state_not_written", what)) from error
 
     async def _identity(self, path: str) -> list[int]:
-        """The file's identity now; empty when it cannot be seen. See `gguf.reader.identity`."""
+        """The file's identity now; empty when it cannot be seen."""
         loop = asyncio.get_running_loop()
         try:
             stat = await loop.run_in_executor(self._disk, os.stat, path)
         except OSError:
             return []
-        return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+        return identity(stat)
 
     async def _inspect(self, path: str, name: str, on_progress: Callable[[float], None]) -> Inspected:
         found: asyncio.Future[Inspected] = asyncio.get_running_loop().create_future()

@@ -50,7 +50,6 @@ class _Resident:
     worker: Worker
     model: str
     tree_before: int
-    tree_loaded: int = 0
     tree_stopped: int = 0
     stop_began: float = 0.0
     fraction: float = 0.0
@@ -217,10 +216,10 @@ class Residents:
         resident.worker.settled()
         resident.device = shown(loaded.device, 32)
         resident.fraction = 1.0
-        resident.tree_loaded = await self._tree()
+        tree = await self._tree()
         resident.ready = True
         resident.measured_at = time.monotonic()
-        held = max(0, resident.tree_loaded - resident.tree_before)
+        held = max(0, tree - resident.tree_before)
         number = resident.worker.number
         self._post(WorkerReady(self._now(), number, loaded.ctx, held, loaded.load_ms / 1000))
 

@@ -83,11 +83,6 @@ class Server:
         self._door = Door(self._socket, path)
         self._readable = Readable(self._socket, self._take)
 
-    @property
-    def clients(self) -> int:
-        """Connections that said something and are not known to be gone."""
-        return len(self._clients)
-
     def send(self, client: Client, frames: list[bytes]) -> bool:
         """Queue a message. False when the client is gone or does not read; `on_gone` has been called then."""
         if self._clients.get(client.identity) is not client:
