@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int | str, float] | None
     grammar: str | None
     json_schema: str | None
+    priority: m.Priority | None
     window: int | None
 
 

@@ -96,6 +96,10 @@ class Client:
         """Which models hold memory, and which requests run."""
         return self._run("model.ps", m.Empty(), m.Ps, timeout)
 
+    def top(self, *, timeout: float | None = None) -> m.Top:
+        """Memory by layer and worker, pressure, speed."""
+        return self._run("daemon.top", m.Empty(), m.Top, timeout)
+
     def models(self, *, timeout: float | None = None) -> m.Models:
         """All registered models."""
         return self._run("model.list", m.Empty(), m.Models, timeout)
@@ -108,9 +112,17 @@ class Client:
         """The story of a model's transitions."""
         return self._run("model.explain", m.OfModel(model), m.Explain, timeout)
 
-    def plan(self, model: str, *, ctx: int | None = None, timeout: float | None = None) -> m.Plan:
-        """The memory, in bytes, that a load with `ctx` tokens of context would take."""
-        return self._run("model.plan", m.PlanAsk(model, ctx), m.Plan, timeout)
+    def plan(
+        self,
+        model: str,
+        *,
+        ctx: int | None = None,
+        slots: int | None = None,
+        kv_type: m.KvType | None = None,
+        timeout: float | None = None,
+    ) -> m.Plan:
+        """The memory, in bytes, that a load would take; what is not said is as a load would have it."""
+        return self._run("model.plan", m.PlanAsk(model, ctx, slots, kv_type), m.Plan, timeout)
 
     def events(self, since: int | None = None, *, follow: bool = True, timeout: float | None = None) -> Watch:
         """Notices: those after number `since` that are still kept, then, with `follow`, whatever happens."""
@@ -138,13 +150,20 @@ class Client:
         model: str,
         *,
         ctx: int | None = None,
+        kv_type: m.KvType | None = None,
+        exact: bool = False,
         force: bool = False,
         reset: bool = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> m.Residency:
-        """Make a model resident. `force` cuts off running work on what must go; `reset` forgets its failures."""
-        return self._run("model.load", m.Load(model, ctx, reset, force), m.Residency, timeout, on_progress)
+        """Make a model resident.
+
+        `exact`: with what was asked for or not at all; `force` cuts off running work on what must go; `reset`
+        forgets the model's failures.
+        """
+        body = m.Load(model, ctx=ctx, kv_type=kv_type, reset=reset, force=force, exact=exact)
+        return self._run("model.load", body, m.Residency, timeout, on_progress)
 
     def unload(
         self,
@@ -162,13 +181,24 @@ class Client:
         model: str,
         *,
         ctx: int | None = None,
+        kv_type: m.KvType | None = None,
+        exact: bool = False,
         force: bool = False,
         reset: bool = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> m.Residency:
-        """Make a model the active one, unloading what must go."""
-        return self._run("model.switch", m.Load(model, ctx, reset, force), m.Residency, timeout, on_progress)
+        """Make a model the active one, unloading what must go. The options are those of `load`."""
+        body = m.Load(model, ctx=ctx, kv_type=kv_type, reset=reset, force=force, exact=exact)
+        return self._run("model.switch", body, m.Residency, timeout, on_progress)
+
+    def pin(self, model: str, *, timeout: float | None = None) -> m.Pinned:
+        """Keep a model from being evicted."""
+        return self._run("model.pin", m.OfModel(model), m.Pinned, timeout)
+
+    def unpin(self, model: str, *, timeout: float | None = None) -> m.Pinned:
+        """Let a model be evicted again."""
+        return self._run("model.unpin", m.OfModel(model), m.Pinned, timeout)
 
     # --- inference ----------------------------------------------------------------------------------
 

@@ -76,20 +76,29 @@ class Output:
             self.note(msgspec.json.encode(error.reply).decode())
             return error.exit_status
         label = f"error[{text.safe(error.code)}]:"
-        if self.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        if coloured(self.stderr):
             label = f"{_BOLD_RED}{label}{_PLAIN}"
         self.note(f"{label} {text.safe(error.message)}")
         for fact in error.because:
             self.note(f"  because: {text.safe(fact)}")
         if error.hint:
-            self.note(f"  hint: {text.safe(error.hint)}")
+            self.note(f"  fix: {text.safe(error.hint)}")
         return error.exit_status
+
+    def paint(self, line: str, colour: str) -> str:
+        """A line of data in `colour`, an escape sequence, where the reader wants colours."""
+        return f"{colour}{line}{_PLAIN}" if colour and coloured(self.stdout) else line
 
     def _width(self) -> int:
         try:
             return min(os.get_terminal_size(self.stdout.fileno()).columns or TABLE_WIDTH_MAX, TABLE_WIDTH_MAX)
         except OSError:
             return TABLE_WIDTH_MAX
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether what goes to `stream` may have colours."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def as_json(body: bytes) -> str:

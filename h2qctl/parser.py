@@ -18,8 +18,8 @@ from h2qd.wire.codes import EXIT_OK, EXIT_USAGE
 from h2qd.wire.names import shown
 
 GROUPS = (
-    ("Look", ("status", "ps", "models", "show", "explain", "plan", "events")),
-    ("Models", ("load", "unload", "switch", "import", "rm")),
+    ("Look", ("status", "ps", "top", "models", "show", "explain", "plan", "events")),
+    ("Models", ("load", "unload", "switch", "pin", "unpin", "import", "rm")),
     ("Text", ("infer", "chat", "cancel")),
     ("Daemon", ("doctor", "config", "version")),
     ("Tool", ("completion", "help")),
@@ -64,7 +64,7 @@ def known(word: str) -> str:
     if name in VERBS:
         return name
     near = import_module("difflib").get_close_matches(word, (*VERBS, *ALIASES), 1)
-    hint = f"did you mean: h2qctl {near[0]}" if near else "h2qctl --help"
+    hint = f"h2qctl {near[0]}" if near else "h2qctl --help"
     raise H2qError("unknown_command", f"cannot do {shown(word)!r}: there is no such verb", hint)
 
 

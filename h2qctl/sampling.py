@@ -5,9 +5,11 @@ Ranges are the daemon's to judge. A grammar or schema is read from a file here: 
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from h2qctl.asks import Options
 from h2qctl.errors import H2qError
+from h2qd.wire.messages import Priority
 from h2qd.wire.names import shown
 
 _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
@@ -24,6 +26,11 @@ _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    parser.add_argument(
+        "--priority",
+        choices=get_args(Priority),
+        help="who goes first of those who wait, and is given up last when memory runs out (normal)",
+    )
     group = parser.add_argument_group("sampling")
     for option, kind, letter, meaning in _NUMBERS:
         group.add_argument(option, type=kind, metavar=letter, help=meaning)
@@ -56,6 +63,7 @@ def options(args: argparse.Namespace) -> Options:
         logit_bias=dict(args.logit_bias) if args.logit_bias else None,
         grammar=_contents(args.grammar),
         json_schema=_contents(args.json_schema),
+        priority=args.priority,
     )
 
 

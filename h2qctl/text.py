@@ -40,6 +40,11 @@ def size(size_bytes: int | None) -> str:
     return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 99.95 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def difference(size_bytes: int) -> str:
+    """A difference between sizes, with its sign, e.g. `+12.0 MiB`."""
+    return f"{'-' if size_bytes < 0 else '+'}{size(abs(size_bytes))}"
+
+
 def count(number: int) -> str:
     """A count of parameters, e.g. `268M` or `7.6B`; `<none>` for 0."""
     if number <= 0:

@@ -7,43 +7,42 @@ things down in reverse. Decides nothing itself. Called by `__main__`.
 import asyncio
 import contextlib
 import os
-import platform
 import resource
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgpack
-import msgspec
-import psutil
 import zmq
 
-from h2qd import __version__
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
-from h2qd.core.events import LimitRead, ModelRegistered, RequestArrived, StopAsked, TimerFired
-from h2qd.core.records import Rules, Ticket, Want
-from h2qd.core.states import RESIDENT
+from h2qd.core.events import ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
+from h2qd.core.guard import Thresholds
+from h2qd.core.records import Rules, Ticket, Traits, Want
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import views
+from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
-from h2qd.runtime.doctor import examine
 from h2qd.runtime.heap import Heap
 from h2qd.runtime.imports import ImportFault, Imports
-from h2qd.runtime.meter import memory_available, memory_limit, rss_bytes, tree_pss
+from h2qd.runtime.meter import rss_bytes
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
+from h2qd.runtime.readings import Gauge
+from h2qd.runtime.reports import Reports
 from h2qd.runtime.residents import Residents
+from h2qd.runtime.scales import Scales
 from h2qd.runtime.server import Client, Server, SocketInUseError
 from h2qd.runtime.shapes import shape_of
+from h2qd.runtime.stall import StallTrigger
 from h2qd.runtime.supervisor import Supervisor
 from h2qd.runtime.timers import Timers
+from h2qd.runtime.watch import Watch
 from h2qd.runtime.workers import Patience
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.lock import LockedError, StateLock
@@ -51,14 +50,12 @@ from h2qd.store.registry import Manifest, Registry
 from h2qd.wire import messages as m
 from h2qd.wire.catalogue import Access
 from h2qd.wire.frames import Request
-from h2qd.wire.limits import HEARTBEAT_MS, PROTOCOL_VERSION
+from h2qd.wire.limits import HEARTBEAT_MS
 
 log = get_logger()
 
 _TICK_S = 1.0
 _FILES_OPEN = 65536
-_RESTORE_REQUEST = 0
-"""The number of the daemon's own request: calls of clients begin with 1."""
 
 
 class Daemon:
@@ -71,8 +68,6 @@ class Daemon:
         self._phase = "starting"
         self._ended = asyncio.Event()
         self._pid = os.getpid()
-        self._limit_bytes = 0
-        self._available_bytes = 0
         self._missing: dict[str, m.ModelRow] = {}
         self._manifests: dict[str, Manifest] = {}
         self._meter = ThreadPoolExecutor(1, "meter")
@@ -86,6 +81,11 @@ class Daemon:
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
         self._zygote = Zygote()
+        self._scales = Scales(self._zygote, self._meter)
+        self._accelerators = Accelerators.open()
+        self._gauge = Gauge(accelerators=self._accelerators)
+        self._watch = Watch(self._gauge, config.memory, self._supervisor.post, self._loop.time)
+        self._stalls: StallTrigger | None = None
         self._containers = Containers(lambda planned: _margin_bytes(config, planned))
         patience = _patience(config)
         self._residents = Residents(
@@ -94,11 +94,25 @@ class Daemon:
             patience,
             self._calls,
             self._supervisor.post,
-            tree_pss,
-            self._meter,
+            self._scales,
+            self._watch.look,
         )
         self._zygote.on_childless = self._residents.learn_idle
         self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
+        self._reports = reports = Reports(
+            config,
+            self._supervisor,
+            self._calls,
+            self._residents,
+            self._watch,
+            self._containers,
+            self._zygote,
+            self._scales,
+            self._manifests,
+            self._missing,
+            lambda: self._phase,
+            lambda: self._stalls.trouble if self._stalls is not None else "not started yet",
+        )
         self._commands = Commands(
             self._supervisor,
             self._calls,
@@ -107,7 +121,7 @@ class Daemon:
             self._imports,
             self._manifests,
             self._missing,
-            Surroundings(self._status, self._version, self._show_config, self._doctor),
+            Surroundings(reports.status, reports.version, reports.config, reports.doctor, reports.top),
             self._access,
             config.requests.deadline_s,
         )
@@ -120,6 +134,7 @@ class Daemon:
             self._manifests,
             self._disk,
             config.worker.threads,
+            self._heap.trim,
             self._ended.set,
         )
         self._supervisor.settled = self._refresh
@@ -130,11 +145,14 @@ class Daemon:
     async def run(self) -> None:
         """Serve until told to stop. Raises `StartError`."""
         config = self._config
-        self._read_memory()
+        self._containers.open()  # first: this may move the daemon, and what it starts and measures is to go along
+        self._watch.look()
+        if config.memory.strict and (complaint := next(self._watch.complaints(0), None)) is not None:
+            raise StartError(f"cannot keep to the budget (memory.strict): {complaint}")
         self._server = self._open_server()
         self._calls.server = self._server
-        self._containers.open()  # before the zygote: where this moves the daemon, children are to go along
         self._zygote.start()
+        self._stalls = StallTrigger(self._loop, self._gauge.pressure_files, lambda: self._watch.look(stalled=True))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop, number)
         self._register_known()
@@ -186,11 +204,15 @@ class Daemon:
                 self._missing[name] = views.missing_row(name, model.path, str(error))
 
     async def _restore(self) -> None:
-        self._phase = "serving" if self._phase == "starting" else self._phase
-        active = (await self._loop.run_in_executor(self._disk, self._registry.recall)).active
-        if self._config.residency.restore and active in self._manifests and not self._calls_wait():
-            ticket = Ticket(_RESTORE_REQUEST, 0, Want.RESIDENT, active, self._loop.time())
-            self._supervisor.post(RequestArrived(self._loop.time(), ticket))
+        """Pick up where the last daemon ended: who was active, pinned and, if that is wanted, resident."""
+        memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
+        self._supervisor.post(Recalled(self._loop.time(), memory.active, tuple(memory.pinned)))
+        if not self._config.residency.restore or self._calls_wait():
+            return
+        for number, name in enumerate(memory.resident):
+            if name in self._manifests:  # its number is below those of all calls, which begin with 1
+                ticket = Ticket(-number, 0, Want.RESIDENT, name, self._loop.time(), activate=False)
+                self._supervisor.post(RequestArrived(self._loop.time(), ticket))
 
     def _calls_wait(self) -> bool:
         state = self._supervisor.state
@@ -224,6 +246,8 @@ class Daemon:
 
     def _close(self) -> None:
         self._notices.end_all()
+        if self._stalls is not None:
+            self._stalls.close()
         self._timers.close()
         self._residents.close()
         self._zygote.close()
@@ -231,6 +255,8 @@ class Daemon:
             self._server.close()
         self._disk.shutdown(wait=True)
         self._meter.shutdown(wait=True)
+        self._gauge.close()
+        self._accelerators.close()
         self._containers.close()
         log.info("daemon.stopped", s=round(time.monotonic() - self._began, 1))
 
@@ -246,7 +272,9 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape_of(manifest.facts), ctx))
+        shape, traits = shape_of(manifest.facts), _traits(self._config, manifest.name)
+        lessons = tuple(manifest.lessons)
+        self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
 
     def _refresh(self) -> None:
         """After events: whoever waits hears at once where it stands."""
@@ -258,7 +286,8 @@ class Daemon:
     def _tick(self) -> None:
         """Once a second: memory, the watchdog, clients that left."""
         self._loop.call_later(_TICK_S, self._tick)  # first: no defect below may be the last tick
-        self._read_memory()
+        self._watch.look()
+        self._residents.weigh()
         if self._server is not None:
             self._server.sweep(self._calls.idle)
         self._notifier.watchdog()
@@ -271,76 +300,18 @@ class Daemon:
         self._loop.call_later(HEARTBEAT_MS / 2000, self._beat)
         self._commands.beat()
 
-    def _read_memory(self) -> None:
-        total = memory_limit()
-        if total == 0:
-            return  # it could not be read, for want of descriptors: what was read last still holds
-        memory = self._config.memory
-        limit = max(0, min(memory.limit.of(total), total - memory.safety_buffer_bytes))
-        self._available_bytes = memory_available()
-        if limit != self._limit_bytes:
-            self._limit_bytes = limit
-            self._supervisor.post(LimitRead(self._loop.time(), limit))
-
     def _access(self, uid: int) -> Access | None:
         return self._config.access.level(uid, os.getuid())
 
-    # --- what is shown ----------------------------------------------------------------------------
-
-    def _status(self) -> m.Status:
-        state = self._supervisor.state
-        resident = [x for x in state.models.values() if x.status in RESIDENT]
-        return m.Status(
-            version=__version__,
-            pid=self._pid,
-            phase=self._phase,
-            uptime_ms=round((time.monotonic() - self._began) * 1000),
-            policy=self._config.residency.policy,
-            active=state.active,
-            resident=[x.name for x in resident],
-            running=len(state.running),
-            waiting=len(state.waiting),
-            models=len(state.models),
-            switch=views.switch_view(state),
-            memory=m.MemoryView(
-                limit_bytes=self._limit_bytes,
-                available_bytes=self._available_bytes,
-                held_bytes=sum(x.held_bytes for x in state.models.values()),
-                supervisor_bytes=rss_bytes(self._pid),
-            ),
-        )
-
-    def _version(self) -> m.Version:
-        libraries = {
-            "libzmq": zmq.zmq_version(),
-            "pyzmq": zmq.__version__,
-            "msgspec": msgspec.__version__,
-            "msgpack": ".".join(map(str, msgpack.version)),
-            "psutil": psutil.__version__,
-            **self._zygote.libraries,
-        }
-        return m.Version(__version__, PROTOCOL_VERSION, platform.python_version(), libraries)
-
-    def _show_config(self) -> m.Config:
-        return m.Config(self._config.file, self._config.values())
-
-    def _doctor(self) -> m.Doctor:
-        findings: Iterator[m.Check] = examine(
-            limit_bytes=self._limit_bytes,
-            available_bytes=self._available_bytes,
-            containers=self._containers,
-            state_dir=Path(self._config.state_dir),
-            libraries=self._zygote.libraries,
-            zygote_ready=self._zygote.ready,
-            manifests=self._manifests,
-            missing=self._missing,
-        )
-        return m.Doctor(list(findings))
-
 
 def _rules(config: Config) -> Rules:
-    failures = config.failures
+    failures, guard = config.failures, config.guard
     return Rules(
+        exclusive=config.residency.policy == "exclusive",
+        strict=config.memory.strict,
+        park_s=config.residency.park_s,
+        buffer_bytes=config.memory.safety_buffer_bytes,
+        guard=Thresholds(guard.warn, guard.critical, guard.emergency, guard.leave_gap, guard.dwell_s, guard.calm_s),
         patience_s=config.residency.patience_s,
         queue_max=config.requests.queue_max,
         cancel_grace_s=config.worker.cancel_grace_s,
@@ -348,6 +319,21 @@ def _rules(config: Config) -> Rules:
         backoff_max_s=failures.backoff_max_s,
         breaker_count=failures.breaker_count,
         breaker_window_s=failures.breaker_window_s,
+    )
+
+
+def _traits(config: Config, name: str) -> Traits:
+    """What the configuration says of a model; what it does not say is as for all models."""
+    general, own = config.model, config.models.get(name)
+    if own is None:
+        return Traits(general.kv_type, general.degrade, general.min_ctx, ttl_s=general.ttl_s)
+    return Traits(
+        kv_type=own.kv_type or general.kv_type,
+        degrade=general.degrade if own.degrade is None else own.degrade,
+        min_ctx=own.min_ctx or general.min_ctx,
+        variants=own.variants,
+        priority=own.priority,
+        ttl_s=general.ttl_s if own.ttl_s is None else own.ttl_s,
     )
 
 

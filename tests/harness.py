@@ -122,6 +122,7 @@ def running(
     models: Mapping[str, Mapping[str, Any]] | None = None,
     extra: str = "",
     environment: Mapping[str, str] | None = None,
+    within: Path | None = None,
 ) -> Iterator[DaemonProcess]:
     """A daemon that is ready and has registered all of `models`, which map names to fields of the fake's script.
 
@@ -132,14 +133,16 @@ def running(
     scripts = {name: script(folder, name, **fields) for name, fields in (models or {}).items()}
     config = folder / "h2qd.yaml"
     config.write_text(config_text(scripts, extra))
-    with started(folder, config, environment) as daemon:
+    with started(folder, config, environment, within) as daemon:
         yield daemon
 
 
 @contextlib.contextmanager
-def started(folder: Path, config: Path, environment: Mapping[str, str] | None = None) -> Iterator[DaemonProcess]:
+def started(
+    folder: Path, config: Path, environment: Mapping[str, str] | None = None, within: Path | None = None
+) -> Iterator[DaemonProcess]:
     """As `running`, for a configuration that is there; also for a second start in the same folder."""
-    daemon = launch(folder, config, environment)
+    daemon = launch(folder, config, environment, within=within)
     family: list[psutil.Process] = []
     try:
         with daemon.client() as client:
@@ -165,9 +168,13 @@ def started(folder: Path, config: Path, environment: Mapping[str, str] | None = 
 
 
 def launch(
-    folder: Path, config: Path, environment: Mapping[str, str] | None = None, umask: int = -1
+    folder: Path,
+    config: Path,
+    environment: Mapping[str, str] | None = None,
+    umask: int = -1,
+    within: Path | None = None,
 ) -> DaemonProcess:
-    """A daemon that said READY."""
+    """A daemon that said READY; with `within`, a cgroup's folder, it lives in there from its first page on."""
     path = folder / "notify"
     path.unlink(missing_ok=True)
     notify = sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM)
@@ -176,7 +183,7 @@ def launch(
     where = folder / "h2qd.sock"
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "h2qd", "--config", str(config), "--invariants"],
+            [*_entering(within), sys.executable, "-m", "h2qd", "--config", str(config), "--invariants"],
             cwd=ROOT,
             stderr=log,
             umask=umask,
@@ -192,6 +199,11 @@ def launch(
     daemon.kill()
     notify.close()
     raise AssertionError((folder / "log").read_text()[-4000:])
+
+
+def _entering(group: Path | None) -> list[str]:
+    """The beginning of a command line that moves its process into a cgroup, and then becomes the rest."""
+    return [] if group is None else ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
 
 
 def daemon_environment(folder: Path) -> dict[str, str]:

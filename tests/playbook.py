@@ -14,7 +14,8 @@
 
 Every `when` takes one step of the real machine at the playbook's own time, and every invariant is checked after it.
 `then` names all effects of that step in order, except timers and notices, which have their own checks (`timers`,
-`notices`); a step that is not followed by a `then` must have had none. Workers are spoken of by their model, because
+`notices`), and what is remembered or learned of anything else than the active model (`memory`); a step that is not
+followed by a `then` must have had none. A `remember` comes first. Workers are spoken of by their model, because
 their numbers carry no meaning. When a line does not hold, the AssertionError tells the whole story so far.
 """
 
@@ -29,9 +30,12 @@ from h2qd.core.effects import (
     Complete,
     Effect,
     Exit,
+    Learn,
+    ParkWorker,
     Publish,
     Refuse,
     Remember,
+    ResumeWorker,
     SetTimer,
     StartGeneration,
     StartWorker,
@@ -39,27 +43,34 @@ from h2qd.core.effects import (
     StopWorker,
     TellCold,
     TellForgotten,
+    TellPinned,
     TellResident,
     Timer,
+    TrimCaches,
 )
 from h2qd.core.events import (
     Event,
     ForgetAsked,
     GenerationEnded,
     LimitRead,
+    MemoryRead,
     ModelRegistered,
+    PinAsked,
+    Recalled,
     RequestAbandoned,
     RequestArrived,
     StopAsked,
     TimerFired,
     WorkerExited,
     WorkerMeasured,
+    WorkerParked,
     WorkerReady,
 )
 from h2qd.core.invariants import check
+from h2qd.core.lessons import Lesson
 from h2qd.core.machine import step
-from h2qd.core.plan import ModelShape
-from h2qd.core.records import Fault, Rules, State, Ticket, Want
+from h2qd.core.plan import ModelShape, memory_plan
+from h2qd.core.records import F16, Fault, Rules, State, Ticket, Traits, Want
 from h2qd.core.states import Status
 
 MIB = 2**20
@@ -72,6 +83,12 @@ HELD = GIB
 
 SHAPE = ModelShape(tensor_bytes=GIB, context_length=131072, layers=4, kv_heads=(8,), key_length=128, value_length=128)
 """A model of 1 GiB that takes 16 KiB more for each token of context."""
+
+
+def plan_bytes(ctx: int = CTX, kv_type: str = F16, *, shape: ModelShape = SHAPE, slots: int = 1) -> int:
+    """What a load of a playbook's model is planned with before anything was learned."""
+    return memory_plan(shape, ctx, slots, kv_type).total_bytes
+
 
 CRASH = Fault("worker_crashed", "cannot go on: the process died")
 CANCELLED = Fault("cancelled", "cannot finish the request: it was cancelled")
@@ -98,9 +115,19 @@ Cue: TypeAlias = Callable[[Scene], Event]
 # --- what happens ------------------------------------------------------------------------------------
 
 
-def infer(request: int, model: str = "", *, client: int = 1, deadline: float | None = None, ctx: int = 0) -> Cue:
+def infer(
+    request: int,
+    model: str = "",
+    *,
+    client: int = 1,
+    deadline: float | None = None,
+    ctx: int = 0,
+    priority: int = 1,
+) -> Cue:
     """A client wants an answer of a model; without a name, of the active one."""
-    return lambda s: RequestArrived(s.now, Ticket(request, client, Want.INFER, model, s.now, deadline, ctx))
+    return lambda s: RequestArrived(
+        s.now, Ticket(request, client, Want.INFER, model, s.now, deadline, ctx, priority=priority)
+    )
 
 
 def load(
@@ -112,10 +139,14 @@ def load(
     reset: bool = False,
     deadline: float | None = None,
     client: int = 1,
+    kv_type: str = "",
+    exact: bool = False,
+    activate: bool = True,
 ) -> Cue:
     """A client wants a model resident."""
     return lambda s: RequestArrived(
-        s.now, Ticket(request, client, Want.RESIDENT, model, s.now, deadline, ctx, force, reset)
+        s.now,
+        Ticket(request, client, Want.RESIDENT, model, s.now, deadline, ctx, force, reset, kv_type, exact, activate),
     )
 
 
@@ -132,13 +163,33 @@ def cancel(request: int, fault: Fault = CANCELLED) -> Cue:
 def ready(model: str, *, ctx: int | None = None, held: int = HELD, nth: int = -1) -> Cue:
     """A worker has loaded its model, with the context that was asked for unless `ctx` says otherwise."""
     return lambda s: WorkerReady(
-        s.now, s.worker(model, nth), s.state.models[model].asked_ctx if ctx is None else ctx, held, 0.5
+        s.now, s.worker(model, nth), s.state.models[model].terms.ctx if ctx is None else ctx, held, 0.5
     )
 
 
-def measured(model: str, held: int, *, nth: int = -1) -> Cue:
+def measured(model: str, held: int, *, exercised: bool = False, nth: int = -1) -> Cue:
     """A worker was weighed."""
-    return lambda s: WorkerMeasured(s.now, s.worker(model, nth), held)
+    return lambda s: WorkerMeasured(s.now, s.worker(model, nth), held, exercised)
+
+
+def parked(model: str, held: int = HELD // 8) -> Cue:
+    """A worker that was told to free its context has done so."""
+    return lambda s: WorkerParked(s.now, s.worker(model), held, HELD - held, 0.05)
+
+
+def read(used_share: float, available: int = 16 * GIB, *, stalled: bool = False) -> Cue:
+    """The device's memory was read."""
+    return lambda s: MemoryRead(s.now, used_share, available, stalled)
+
+
+def pin(request: int, model: str, *, pinned: bool = True) -> Cue:
+    """Somebody wants a model pinned, or not any more."""
+    return lambda s: PinAsked(s.now, request, model, pinned)
+
+
+def recalled(active: str | None, *pinned: str) -> Cue:
+    """What was active and pinned when the daemon ended last."""
+    return lambda s: Recalled(s.now, active, pinned)
 
 
 def gone(model: str, *, nth: int = -1) -> Cue:
@@ -166,9 +217,20 @@ def fires(clock: Clock) -> Cue:
     return cue
 
 
-def registered(model: str, *, shape: ModelShape = SHAPE, ctx: int = CTX) -> Cue:
+EXACT = Traits(degrade=False)
+"""A model that is given what was asked for or nothing: of playbooks that are about something else."""
+
+
+def registered(
+    model: str,
+    *,
+    shape: ModelShape = SHAPE,
+    ctx: int = CTX,
+    traits: Traits = EXACT,
+    lessons: tuple[Lesson, ...] = (),
+) -> Cue:
     """A model is registered, or registered anew."""
-    return lambda s: ModelRegistered(s.now, model, shape, ctx)
+    return lambda s: ModelRegistered(s.now, model, shape, ctx, traits, lessons)
 
 
 def forget(request: int, model: str) -> Cue:
@@ -215,7 +277,32 @@ class Expected:
 
 def start(model: str, ctx: int = CTX) -> Expected:
     """Start a worker for a model."""
-    return Expected(StartWorker, {"model": model, "ctx": ctx}, (model, -1))
+    return Expected(StartWorker, {"model": model, "terms.ctx": ctx}, (model, -1))
+
+
+def resume(model: str, ctx: int = CTX) -> Expected:
+    """Have a parked worker make a context."""
+    return Expected(ResumeWorker, {"model": model, "terms.ctx": ctx}, (model, -1))
+
+
+def parks(model: str) -> Expected:
+    """Have a model's worker free its context."""
+    return Expected(ParkWorker, {}, (model, -1))
+
+
+def trims() -> Expected:
+    """Give back what the daemon itself can do without."""
+    return Expected(TrimCaches)
+
+
+def learns(model: str) -> Expected:
+    """Keep what a model's loads were measured to take."""
+    return Expected(Learn, {"model": model})
+
+
+def pinned_told(request: int, model: str, *, pinned: bool = True, changed: bool = True) -> Expected:
+    """Answer a pin, or its end."""
+    return Expected(TellPinned, {"request": request, "model": model, "pinned": pinned, "changed": changed})
 
 
 def stop(model: str, *, at_once: bool = False, nth: int = -1) -> Expected:
@@ -261,7 +348,7 @@ def refuse(request: int, code: str, **fields: object) -> Expected:
 
 def remember(active: str | None) -> Expected:
     """Keep which model is active."""
-    return Expected(Remember, {"active": active})
+    return Expected(Remember, {"memory.active": active})
 
 
 def sets(clock: Clock, *, at: float) -> Expected:
@@ -287,18 +374,25 @@ def ends() -> Expected:
 # --- the script --------------------------------------------------------------------------------------
 
 _TIMERS = (SetTimer, ClearTimer)
-_ASIDE = (*_TIMERS, Publish)
+
+
+def _is_aside(effect: Effect, active: str | None) -> bool:
+    """Whether an effect has a check of its own; `active` is what was remembered as active before."""
+    if isinstance(effect, Remember):
+        return effect.memory.active == active
+    return isinstance(effect, (*_TIMERS, Publish, Learn))
 
 
 class Playbook:
     """A script under way. `state` may be looked at between lines."""
 
-    def __init__(self, *models: str, rules: Rules | None = None, limit_bytes: int = 16 * GIB) -> None:
+    def __init__(self, *models: str, rules: Rules | None = None, limit_bytes: int = 2 * GIB) -> None:
         self.state = State(rules=rules or Rules(), limit_bytes=limit_bytes)
         self.now = 1000.0
         self._workers: dict[str, list[int]] = {}
         self._timers: dict[Timer, float] = {}
         self._effects: tuple[Effect, ...] = ()
+        self._active: str | None = None
         self._told: list[str] = []
         for model in models:
             self.when(registered(model)).then()
@@ -321,6 +415,7 @@ class Playbook:
         self.now = event.now
         if isinstance(event, TimerFired):
             self._timers.pop(event.timer, None)
+        self._active = self.state.remembered.active
         self.state, self._effects = step(self.state, event)
         for effect in self._effects:
             match effect:
@@ -339,9 +434,14 @@ class Playbook:
 
     def then(self, *expected: Expected) -> Self:
         """What the machine decided, all of it and in this order; timers and notices aside."""
-        decided = [effect for effect in self._effects if not isinstance(effect, _ASIDE)]
-        self._compare(decided, expected)
-        self._effects = tuple(effect for effect in self._effects if isinstance(effect, _ASIDE))
+        decided = [effect for effect in self._effects if not _is_aside(effect, self._active)]
+        self._compare(sorted(decided, key=lambda effect: not isinstance(effect, Remember)), expected)
+        self._effects = tuple(effect for effect in self._effects if _is_aside(effect, self._active))
+        return self
+
+    def memory(self, *expected: Expected) -> Self:
+        """What the last step has kept across restarts besides the active model."""
+        self._compare([effect for effect in self._effects if isinstance(effect, Remember | Learn)], expected)
         return self
 
     def timers(self, *expected: Expected) -> Self:
@@ -365,7 +465,7 @@ class Playbook:
         return Scene(self.now, self.state, self._workers, self._timers)
 
     def _expect_none_left(self) -> None:
-        if any(not isinstance(effect, _ASIDE) for effect in self._effects):
+        if any(not _is_aside(effect, self._active) for effect in self._effects):
             raise self._failure("the script goes on without a word about these effects")
 
     def _compare(self, decided: Sequence[Effect], expected: Sequence[Expected]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from h2qd.core import budget
 from h2qd.core.admission import satisfies
 from h2qd.core.effects import (
     ClearTimer,
@@ -18,9 +19,12 @@ from h2qd.core.effects import (
     Complete,
     Effect,
     Exit,
+    Learn,
+    ParkWorker,
     Publish,
     Refuse,
     Remember,
+    ResumeWorker,
     SetTimer,
     StartGeneration,
     StartWorker,
@@ -28,33 +32,44 @@ from h2qd.core.effects import (
     StopWorker,
     TellCold,
     TellForgotten,
+    TellPinned,
     TellResident,
     Timer,
+    TrimCaches,
 )
 from h2qd.core.events import (
     Event,
     ForgetAsked,
     GenerationEnded,
+    ModelRegistered,
+    PinAsked,
     RequestAbandoned,
     RequestArrived,
     StopAsked,
     TimerFired,
     WorkerExited,
+    WorkerMeasured,
+    WorkerParked,
     WorkerReady,
 )
 from h2qd.core.invariants import check
+from h2qd.core.lessons import Lesson
 from h2qd.core.machine import step
-from h2qd.core.records import Fault, Phase, Rules, State, Ticket, Want
-from h2qd.core.states import HOLDING, TABLE, Move, Status
+from h2qd.core.records import Fault, Memory, Phase, Rules, State, Ticket, Want
+from h2qd.core.states import HOLDING, RESIDENT, TABLE, Move, Status
 
 HELD = 2**30
+PARKED = 2**27
 CRASH = Fault("worker_crashed", "the process died")
 UNREADABLE = Fault("load_failed", "the file cannot be read")
 
 
 @dataclass
 class Worker:
-    """A process: it loads until `ready`, works until it was told to go (`leaving`), and may hang at work."""
+    """A process: it loads until `ready`, works until it was told to go (`leaving`), and may hang at work.
+
+    While it is `parking` it frees its context, then it is `parked` until it makes another.
+    """
 
     number: int
     model: str
@@ -62,6 +77,14 @@ class Worker:
     ready: bool = False
     leaving: bool = False
     hung: bool = False
+    parking: bool = False
+    parked: bool = False
+    held_bytes: int = HELD
+
+    @property
+    def loads(self) -> bool:
+        """Whether it is about to be ready, by itself."""
+        return not (self.ready or self.leaving or self.parking or self.parked)
 
 
 @dataclass
@@ -91,7 +114,8 @@ class World:
     outcomes: dict[int, Effect] = field(default_factory=dict)
     answered_at: dict[int, float] = field(default_factory=dict)
     granted_at: dict[int, float] = field(default_factory=dict)
-    remembered: str | None = None
+    remembered: Memory = field(default_factory=Memory)
+    learned: dict[str, tuple[Lesson, ...]] = field(default_factory=dict)
     exited: bool = False
     steps: int = 0
     loads: int = 0
@@ -99,6 +123,7 @@ class World:
     def __post_init__(self) -> None:
         self.state = State(rules=self.rules)
         self._forgets: set[int] = set()
+        self._pins: set[int] = set()
         self.dead: set[int] = set()
         self._answered_by_worker: set[int] = set()
         self._statuses: dict[str, Status] = {}
@@ -126,22 +151,38 @@ class World:
         """A client cancels, or is gone."""
         self.feed(RequestAbandoned(self.now, request, Fault("cancelled", "cancelled")))
 
-    def load_ends(self, worker: Worker, *, fault: Fault | None = None) -> None:
+    def load_ends(self, worker: Worker, *, fault: Fault | None = None, load_s: float = 0.5) -> None:
         """A worker has loaded its model, or could not."""
         if fault is None:
             worker.ready = True
             given_ctx = -(-worker.ctx // self.ctx_step) * self.ctx_step
-            self.feed(WorkerReady(self.now, worker.number, given_ctx, HELD, 0.5))
+            self.feed(WorkerReady(self.now, worker.number, given_ctx, worker.held_bytes, load_s))
         else:
             self.exits(worker, fault)
 
     def brings_up(self) -> None:
         """The worker there is does its part: it goes when it was told to, and else has loaded what it loads."""
         for worker in list(self.workers.values()):
-            if worker.leaving:
-                self.exits(worker)
-            elif not worker.ready:
-                self.load_ends(worker)
+            if worker.number in self.workers:
+                if worker.leaving:
+                    self.exits(worker)
+                elif worker.parking:
+                    self.parks(worker)
+                elif worker.loads:
+                    self.load_ends(worker)
+
+    def measured(self, worker: Worker, held_bytes: int, *, exercised: bool = False) -> None:
+        """A worker turns out to hold so much."""
+        worker.held_bytes = held_bytes
+        self.feed(WorkerMeasured(self.now, worker.number, held_bytes, exercised))
+
+    def parks(self, worker: Worker, still_bytes: int = PARKED) -> None:
+        """A worker has freed its context."""
+        worker.parking, worker.parked = False, True
+        for request in [g.request for g in self.generations.values() if g.worker == worker.number]:
+            del self.generations[request]
+        freed_bytes, worker.held_bytes = worker.held_bytes - still_bytes, still_bytes
+        self.feed(WorkerParked(self.now, worker.number, still_bytes, freed_bytes, 0.05))
 
     def exits(self, worker: Worker, fault: Fault = CRASH) -> None:
         """A worker is gone, as it was told or all by itself."""
@@ -149,7 +190,7 @@ class World:
         self.dead.add(worker.number)
         for request in [g.request for g in self.generations.values() if g.worker == worker.number]:
             del self.generations[request]
-        self.feed(WorkerExited(self.now, worker.number, fault, HELD, HELD, 0.1))
+        self.feed(WorkerExited(self.now, worker.number, fault, worker.held_bytes, worker.held_bytes, 0.1))
 
     def generated(self, generation: Generation, fault: Fault | None = None) -> None:
         """A worker is done with a request."""
@@ -184,10 +225,13 @@ class World:
 
         The clients of a hung worker lose their patience last.
         """
-        loading = [w for w in self.workers.values() if not w.ready and not w.leaving]
+        loading = [w for w in self.workers.values() if w.loads]
         leaving = [w for w in self.workers.values() if w.leaving]
+        parking = [w for w in self.workers.values() if w.parking and not w.leaving]
         if working := self.working():
             self.generated(working[0])
+        elif parking:
+            self.parks(parking[0])
         elif leaving:
             self.exits(leaving[0])
         elif loading:
@@ -212,6 +256,13 @@ class World:
             raise AssertionError(f"the world does not come to rest in {steps_max} steps")
         assert not self.unanswered(), f"requests {self.unanswered()} wait for ever in {self.state}"
 
+    def forget(self, request: int) -> None:
+        """Nobody will speak of an answered request again; a second answer is one to a request that nobody sent."""
+        assert request not in self.open, "a request is forgotten before its answer"
+        for known in (self.tickets, self.outcomes, self.answered_at, self.granted_at):
+            known.pop(request, None)  # type: ignore[attr-defined]
+        self._answered_by_worker.discard(request)
+
     # --- what is done ---------------------------------------------------------------------------------
 
     def _note(self, event: Event) -> None:
@@ -221,8 +272,12 @@ class World:
                 self.tickets[event.ticket.request] = self.open[event.ticket.request] = event.ticket
             case ForgetAsked():
                 self._forgets.add(event.request)
+            case PinAsked():
+                self._pins.add(event.request)
             case GenerationEnded(fault=None):
                 self._answered_by_worker.add(event.request)
+            case ModelRegistered():
+                self.learned[event.name] = event.lessons
             case _:
                 pass
 
@@ -230,6 +285,15 @@ class World:
         match effect:
             case StartWorker():
                 self._start_worker(effect)
+            case ResumeWorker():
+                self._resume_worker(effect)
+            case ParkWorker():
+                worker = self.workers[effect.worker]
+                assert worker.ready, "a worker without a context is parked"
+                assert not worker.leaving, "a worker that was told to go is parked"
+                mine = [g for g in self.generations.values() if g.worker == worker.number]
+                assert all(g.stopped for g in mine), "a busy worker is parked"
+                worker.ready, worker.parking = False, True
             case StopWorker():
                 self.workers[effect.worker].leaving = True
             case StartGeneration():
@@ -251,13 +315,23 @@ class World:
             case TellCold():
                 assert self.tickets[effect.request].want is Want.COLD, "an unload's answer to another request"
                 self._answer(effect.request, effect)
+            case TellPinned():
+                assert effect.request in self._pins, "a pin's answer to another request"
+                assert self.state.models[effect.model].pinned == effect.pinned, "a pin is told that is not so"
+                self._pins.discard(effect.request)
+            case Learn():
+                assert effect.lessons != self.learned[effect.model], "what is known already is learned again"
+                self.learned[effect.model] = effect.lessons
+            case TrimCaches():
+                pass
             case TellForgotten():
                 assert effect.request in self._forgets, "a removal's answer to another request"
                 assert effect.model not in self.state.models, "a model is forgotten and still there"
                 self._forgets.discard(effect.request)
             case Refuse():
-                if effect.request in self._forgets:
+                if effect.request in self._forgets | self._pins:
                     self._forgets.discard(effect.request)
+                    self._pins.discard(effect.request)
                 else:
                     self._answer(effect.request, effect)
             case SetTimer():
@@ -268,7 +342,8 @@ class World:
             case Publish():
                 self._follow(effect)
             case Remember():
-                self.remembered = effect.active
+                assert effect.memory != self.remembered, "what is remembered already is written again"
+                self.remembered = effect.memory
             case Exit():
                 assert not self.exited, "the daemon ends twice"
                 assert not self.workers, "the daemon ends and leaves workers behind"
@@ -280,10 +355,26 @@ class World:
     def _start_worker(self, effect: StartWorker) -> None:
         assert effect.worker not in self.workers, "a worker is started twice"
         assert effect.worker not in self.dead, "the number of a dead worker is used again"
-        assert not self.workers, f"two models hold memory: {effect.model} beside {self.workers}"
-        assert not self.state.stopping, "a worker is started while the daemon stops"
-        assert effect.planned_bytes <= self.state.limit_bytes, "a load begins that does not fit"
-        self.workers[effect.worker] = Worker(effect.worker, effect.model, effect.ctx)
+        self.workers[effect.worker] = Worker(effect.worker, effect.model, effect.terms.ctx)
+        self._check_load(effect)
+
+    def _resume_worker(self, effect: ResumeWorker) -> None:
+        worker = self.workers[effect.worker]
+        assert worker.parked, "a worker is resumed that is not parked"
+        assert worker.model == effect.model, "a worker is resumed for another model"
+        assert not worker.leaving, "a worker is resumed that was told to go"
+        worker.parked, worker.ctx, worker.held_bytes = False, effect.terms.ctx, HELD
+        self._check_load(effect)
+
+    def _check_load(self, effect: StartWorker | ResumeWorker) -> None:
+        """No load begins that the budget does not hold, or that the policy forbids."""
+        state = self.state
+        assert not state.stopping, "a worker is started while the daemon stops"
+        assert budget.free(state) >= 0, f"a load begins that does not fit: {-budget.free(state)} bytes too many"
+        if self.rules.exclusive:
+            overlapped = state.switch.overlapped if state.switch is not None else ()
+            beside = [m.name for m in state.models.values() if m.status in RESIDENT and m.name not in overlapped]
+            assert not beside, f"two models hold memory: {effect.model} beside {beside}"
         self.loads += 1
 
     def _start_generation(self, effect: StartGeneration) -> None:
@@ -327,14 +418,24 @@ class World:
         for model in state.models.values():
             if model.worker is not None:
                 worker = self.workers[model.worker]
-                assert worker.leaving == (model.status is Status.UNLOADING), "who was told to go is not who goes"
-        assert self.remembered == state.active, "what is remembered is not what is active"
+                goes = worker.leaving or worker.parking
+                assert goes == (model.status is Status.UNLOADING), "who was told to go is not who goes"
+                assert worker.parked == (model.status is Status.PARKED or (worker.parked and worker.leaving))
+        self._check_memory(state)
         assert self._statuses == {m.name: m.status for m in state.models.values()}
         assert not self._forgets, "a removal has no answer"
+        assert not self._pins, "a pin has no answer"
         assert self.exited == state.stopped
         known = {*self._unanswered_in(state)}
         assert known == set(self.open), "the core has lost a request, or kept one that was answered"
         self._check_timers(state)
+
+    def _check_memory(self, state: State) -> None:
+        """What was written down is what a restart should find."""
+        assert self.remembered.active == state.active, "what is remembered is not what is active"
+        assert set(self.remembered.pinned) == {m.name for m in state.models.values() if m.pinned}
+        for model in state.models.values():
+            assert self.learned[model.name] == model.lessons, f"what was learned of {model.name} is not kept"
 
     @staticmethod
     def _unanswered_in(state: State) -> Iterator[int]:
@@ -346,6 +447,7 @@ class World:
     def _check_timers(self, state: State) -> None:
         """Timers that must be set are, and no timer outlives what it is for."""
         cancelling = {r.ticket.request for r in state.running.values() if r.ending is not None}
+        idle_until = {m.worker: (m.expires_at,) for m in state.models.values() if m.worker is not None}
         patient = state.switch is not None and state.switch.phase is Phase.PATIENCE
         for timer in self.timers:
             match timer.clock:
@@ -355,12 +457,16 @@ class World:
                     assert timer.key in cancelling, "a cancel is watched that is over"
                 case Clock.PATIENCE:
                     assert patient, "patience is timed and nobody is patient"
+                case Clock.IDLE:
+                    assert self.timers[timer] in idle_until.get(timer.key, ()), "a model is timed that is not idle"
                 case Clock.DRAIN:
                     assert state.stopping, "a drain is timed and the daemon does not stop"
                     assert not state.stopped, "a drain is timed after the end"
                 case _:
                     assert_never(timer.clock)
         assert cancelling <= {t.key for t in self.timers if t.clock is Clock.CANCEL}, "a cancel is not watched"
+        timed = {t.key for t in self.timers if t.clock is Clock.IDLE}
+        assert {m.worker for m in state.models.values() if m.expires_at is not None} <= timed, "idleness has no end"
         if state.switch is not None and patient:
             assert Timer(Clock.PATIENCE, state.switch.serial) in self.timers, "patience has no end"
         if state.stopping and state.running:

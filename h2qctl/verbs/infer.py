@@ -13,7 +13,7 @@ SUMMARY = "continue a prompt"
 EXAMPLES = (
     'h2qctl infer "Once upon a time" --max-tokens 64',
     'h2qctl infer gemma3 "The capital of France is" --temperature 0 -v',
-    "h2qctl infer - < prompt.txt",
+    "h2qctl infer - --priority low < prompt.txt",
     'h2qctl infer --json "1 2 3" | jq -rj ".chunk.text // empty"',
 )
 

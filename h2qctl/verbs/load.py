@@ -7,7 +7,12 @@ from h2qctl.client import Client
 from h2qctl.output import Output
 
 SUMMARY = "make a model resident"
-EXAMPLES = ("h2qctl load gemma3", "h2qctl load gemma3 --ctx 8192", "h2qctl load gemma3 --dry-run")
+EXAMPLES = (
+    "h2qctl load gemma3",
+    "h2qctl load gemma3 --ctx 8192 --exact",
+    "h2qctl load gemma3 --kv-type q8_0",
+    "h2qctl load gemma3 --dry-run",
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

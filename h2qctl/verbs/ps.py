@@ -33,7 +33,7 @@ def lines(ps: m.Ps, *, wide: bool, width: int | None) -> Iterator[str]:
     rows: list[list[object]] = [
         [
             row.name,
-            row.state,
+            f"{row.state},pinned" if row.pinned else row.state,
             text.size(row.planned_bytes if row.size_bytes is None else row.size_bytes),
             row.ctx,
             row.device,
@@ -43,24 +43,26 @@ def lines(ps: m.Ps, *, wide: bool, width: int | None) -> Iterator[str]:
         for row in ps.models
     ]
     if wide:
-        head += ["ACTIVE", "RUNNING", "WAITING", "PID", "REASON"]
+        head += ["ACTIVE", "RUNNING", "WAITING", "PID", "KV", "LIMIT", "DEGRADED", "REASON"]
         for cells, row in zip(rows, ps.models, strict=True):
-            cells += [text.yes(row.active), row.running, row.waiting, row.pid, row.reason]
+            cells += [text.yes(row.active), row.running, row.waiting, row.pid]
+            cells += [row.kv_type, text.size(row.limit_bytes), "; ".join(row.degraded), row.reason]
     yield from table(head, rows, width)
     if ps.requests:
         yield ""
-        yield from _requests(ps.requests, wide=wide, width=width)
+        yield from requests(ps.requests, wide=wide, width=width)
 
 
-def _requests(requests: list[m.RequestRow], *, wide: bool, width: int | None) -> list[str]:
+def requests(running: list[m.RequestRow], *, wide: bool, width: int | None) -> list[str]:
+    """A row a request."""
     head = ["REQUEST", "OPERATION", "STATE", "MODEL", "TOKENS", "AGE"]
     rows: list[list[object]] = [
-        [row.request, row.op, row.state, row.model, row.tokens, text.duration(row.age_ms)] for row in requests
+        [row.request, row.op, row.state, row.model, row.tokens, text.duration(row.age_ms)] for row in running
     ]
     if wide:
-        head += ["UID", "PID"]
-        for cells, row in zip(rows, requests, strict=True):
-            cells += [row.uid, row.pid]
+        head += ["UID", "PID", "PRIORITY"]
+        for cells, row in zip(rows, running, strict=True):
+            cells += [row.uid, row.pid, row.priority]
     return table(head, rows, width)
 
 

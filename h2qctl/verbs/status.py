@@ -36,13 +36,31 @@ def lines(status: m.Status) -> list[str]:
         ("resident", ", ".join(status.resident)),
         ("models", status.models),
         ("requests", f"{status.running} running, {status.waiting} waiting"),
+        ("level", memory.level),
         ("memory", f"{text.size(memory.held_bytes)} held, {text.size(memory.available_bytes)} available"),
-        ("limit", text.size(memory.limit_bytes)),
+        ("limit", _limit(memory)),
         ("supervisor", text.size(memory.supervisor_bytes)),
+        *((f"layer {layer.layer}", _layer(layer)) for layer in memory.layers),
     ]
     if status.switch is not None:
-        moving = status.switch
-        going = ", ".join(moving.unloading) or "nothing"
-        done = f"to {moving.target}: {moving.phase} for {text.duration(moving.age_ms)}, unloading {going}"
-        pairs.append(("switch", done))
+        pairs.append(("switch", moving(status.switch)))
+    pairs += [("degraded", reason) for reason in status.degraded]
     return facts(pairs)
+
+
+def moving(switch: m.SwitchView) -> str:
+    """A switch under way, in words. Not made safe to show."""
+    going = ", ".join(switch.unloading) or "nothing"
+    return f"to {switch.target}: {switch.phase} for {text.duration(switch.age_ms)}, unloading {going}"
+
+
+def _limit(memory: m.MemoryView) -> str:
+    """What models may have, and of what; a daemon that does not tell the whole budget says 0."""
+    limit = text.size(memory.limit_bytes)
+    return f"{limit} for models, of {text.size(memory.max_bytes)} in all" if memory.max_bytes else limit
+
+
+def _layer(layer: m.MemoryLayer) -> str:
+    held = f"{text.size(layer.committed_bytes)} of {text.size(layer.limit_bytes)} committed"
+    over = f", {text.size(layer.over_bytes)} over" if layer.over_bytes else ""
+    return f"{held}, {text.size(layer.reserved_bytes)} reserved, {text.size(layer.free_bytes)} free{over}"

@@ -7,13 +7,14 @@ so files, variables and options follow the same rules. `parse` raises `ValueErro
 
 import os
 import pwd
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from h2qd.config import units
 from h2qd.wire.limits import PATH_CHARS_MAX
 from h2qd.wire.messages import Scalar
+from h2qd.wire.names import name_fault
 
 ANYBODY = "*"
 _UID_MAX = 2**32 - 2  # the all-ones uid means "unchanged" to the kernel
@@ -125,6 +126,29 @@ class Share(msgspec.Struct, frozen=True):
         return units.show_amount(value)
 
 
+class Percent(msgspec.Struct, frozen=True):
+    """A percentage from `low` to `high`; its value is the share, 0 to 1."""
+
+    low: int
+    high: int
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return f"{self.low}% to {self.high}%"
+
+    def parse(self, text: str) -> float:
+        """The share."""
+        percent = units.parse_amount(text).percent if text.endswith("%") else None
+        if percent is None or not self.low <= percent <= self.high:
+            raise ValueError(f"it must be a percentage from {self.words}")
+        return percent / 100
+
+    def show(self, value: float) -> Scalar:
+        """The percentage."""
+        return f"{round(value * 100)}%"
+
+
 class Mode(msgspec.Struct, frozen=True):
     """Permission bits."""
 
@@ -222,6 +246,46 @@ class Users(msgspec.Struct, frozen=True):
         return ANYBODY in self.named or uid in self.uids
 
 
+@runtime_checkable
+class ListKind(Kind, Protocol):
+    """A kind of list: `parse` takes one item."""
+
+    @property
+    def item_words(self) -> str:
+        """One item in words."""
+
+    def gather(self, items: dict[str, Any]) -> Any:
+        """The value, of the texts of all items and what `parse` made of them."""
+
+
+class NameList(msgspec.Struct, frozen=True):
+    """A list of names of models."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "list of model names"
+
+    @property
+    def item_words(self) -> str:
+        """One item in words."""
+        return "model name"
+
+    def parse(self, text: str) -> str:
+        """The name."""
+        if fault := name_fault(text):
+            raise ValueError(fault)
+        return text
+
+    def gather(self, items: dict[str, Any]) -> tuple[str, ...]:
+        """The names, in their order."""
+        return tuple(items)
+
+    def show(self, value: tuple[str, ...]) -> list[str]:
+        """The names as they were named."""
+        return list(value)
+
+
 class UserList(msgspec.Struct, frozen=True):
     """A list of user names and uids. `parse` takes one item: its uid, or None for anybody."""
 
@@ -229,6 +293,15 @@ class UserList(msgspec.Struct, frozen=True):
     def words(self) -> str:
         """The kind in words."""
         return "list of user names or uids, or *"
+
+    @property
+    def item_words(self) -> str:
+        """One item in words."""
+        return "user name or uid"
+
+    def gather(self, items: dict[str, Any]) -> Users:
+        """The users."""
+        return Users(tuple(items), frozenset(uid for uid in items.values() if uid is not None))
 
     def parse(self, text: str) -> int | None:
         """The uid of one item."""

@@ -14,7 +14,7 @@ import msgspec
 
 from h2qd.config import document, places
 from h2qd.config.faults import ConfigError, Fault
-from h2qd.config.schema import Config, Failures, Model, Section, Worker
+from h2qd.config.schema import Config, Failures, Guard, Model, Section, Worker
 from h2qd.config.table import Table, nearest
 from h2qd.config.units import show_duration
 from h2qd.wire.names import shown
@@ -136,6 +136,21 @@ def _contradictions(table: Table) -> Iterator[Fault]:
         ping, stall = show_duration(worker.ping_interval_s), show_duration(worker.stall_timeout_s)
         text = f"cannot use '{ping}': worker.stall_timeout is {stall}, and must be longer"
         yield _contradiction(table, "worker.ping_interval", "worker.stall_timeout", text)
+    guard = _built(Guard, table.values, "guard.")
+    for lower, upper in (("warn", "critical"), ("critical", "emergency")):
+        low, high = getattr(guard, lower), getattr(guard, upper)
+        if low >= high:
+            text = f"cannot use '{low:.0%}': guard.{upper} is {high:.0%}, and must be more"
+            yield _contradiction(table, f"guard.{lower}", f"guard.{upper}", text)
+    yield from _unknown_variants(table)
+
+
+def _unknown_variants(table: Table) -> Iterator[Fault]:
+    """Variants that are the model itself. Others may be registered by an import, so they need not be named here."""
+    for name, values in table.models.items():
+        if name in values.get("variants", ()):
+            key = f"models.{name}.variants"
+            yield Fault(table.sources[key], key, f"cannot use '{name}': it is the model itself")
 
 
 def _contradiction(table: Table, key: str, other: str, text: str) -> Fault:

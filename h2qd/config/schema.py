@@ -17,6 +17,8 @@ from h2qd.config.kinds import (
     Flag,
     Kind,
     Mode,
+    NameList,
+    Percent,
     Share,
     Size,
     UserList,
@@ -37,6 +39,7 @@ MODELS_MAX = 256
 _SHORTEST_S = 0.01
 _DAY_S = 86400.0
 _CTX = Whole(64, 10_000_000)
+_KV_TYPE = Choice(("f16", "q8_0", "q4_0"))
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -104,13 +107,25 @@ class Residency(Section, frozen=True):
     """Which models hold memory."""
 
     policy: Annotated[
-        str, Key("exclusive: one model at a time, a switch unloads every other", Choice(("exclusive",)))
+        str,
+        Key(
+            "exclusive: one model at a time, a switch unloads every other; "
+            "budget: as many as memory.model_limit holds",
+            Choice(("exclusive", "budget")),
+        ),
     ] = "exclusive"
     patience_s: Annotated[
         float,
         Key("how long a waiting switch lets new work start on the model it must drain", Duration(0, 600.0)),
     ] = 2.0
-    restore: Annotated[bool, Key("load the model that was active last when the daemon starts", Flag())] = True
+    restore: Annotated[bool, Key("load the models that were resident last when the daemon starts", Flag())] = True
+    park_s: Annotated[
+        float,
+        Key(
+            "how long a model that had to go keeps its process without its context, for a fast return; 0: not",
+            Duration(0, _DAY_S),
+        ),
+    ] = 0.0
 
 
 class Requests(Section, frozen=True):
@@ -180,16 +195,46 @@ class Failures(Section, frozen=True):
 
 
 class Memory(Section, frozen=True):
-    """Memory for models."""
+    """The budget: what of the device's memory is for what."""
 
-    limit: Annotated[
+    max: Annotated[
         Amount,
-        Key(
-            "for all models together; a share is of what the machine and the daemon's own cgroup allow", Share(2**20)
-        ),
-    ] = Amount(percent=90)
+        Key("for everything here; a share is of what the machine and the daemon's own cgroup allow", Share(2**20)),
+    ] = Amount(percent=100)
+    model_limit: Annotated[
+        Amount,
+        Key("for all models together, never more than the rest leaves; a share is of memory.max", Share(2**20)),
+    ] = Amount(percent=80)
+    working_bytes: Annotated[
+        int, Key("for the daemon itself, its idle processes and checks of model files", Size(2**40))
+    ] = 128 * 2**20
     safety_buffer_bytes: Annotated[int, Key("memory that must stay free beyond every plan", Size(2**40))] = (
         256 * 2**20
+    )
+    strict: Annotated[
+        bool,
+        Key(
+            "refuse to start or load when the device has not got what the budget promises; else go on, degraded",
+            Flag(),
+        ),
+    ] = False
+    device: Annotated[
+        str, Key("where models compute; auto: on a GPU where the build can use one", Choice(("auto", "cpu")))
+    ] = "auto"
+
+
+class Guard(Section, frozen=True):
+    """The watch over the device's memory. Levels go by the share that is in use."""
+
+    warn: Annotated[float, Key("caches are trimmed, parked models go", Percent(10, 99))] = 0.80
+    critical: Annotated[float, Key("no model is loaded, idle models go", Percent(10, 99))] = 0.90
+    emergency: Annotated[
+        float, Key("pinned models go, workers over their plan are ended, then answers are cut off", Percent(10, 100))
+    ] = 0.96
+    leave_gap: Annotated[float, Key("a level is left this far below where it is entered", Percent(1, 50))] = 0.05
+    dwell_s: Annotated[float, Key("and only after readings were below it for this long", Duration(0, 3600.0))] = 5.0
+    calm_s: Annotated[float, Key("time between two evictions, unless the pressure persists", Duration(0, _DAY_S))] = (
+        60.0
     )
 
 
@@ -197,6 +242,17 @@ class ModelDefaults(Section, frozen=True):
     """What holds for models that say nothing else."""
 
     ctx: Annotated[int, Key("context in tokens, bounded by what the model was made for", _CTX)] = 4096
+    kv_type: Annotated[
+        str, Key("what the KV cache is made of: 16 bits an element, or blocks of 8 or 4 bits", _KV_TYPE)
+    ] = "f16"
+    degrade: Annotated[
+        bool,
+        Key("give a load that does not fit less: a KV cache of fewer bits, a smaller context, a variant", Flag()),
+    ] = True
+    min_ctx: Annotated[int, Key("the smallest context that a load may be given so, in tokens", _CTX)] = 2048
+    ttl_s: Annotated[
+        float, Key("a model that is idle for so long is unloaded; 0: never", Duration(0, 30 * _DAY_S))
+    ] = 0.0
 
 
 class Model(Section, frozen=True):
@@ -204,6 +260,16 @@ class Model(Section, frozen=True):
 
     path: Annotated[str, Key("the model file; a relative path starts at this file's folder", FilePath(), "required")]
     ctx: Annotated[int | None, Key("context in tokens", _CTX, "model.ctx")] = None
+    kv_type: Annotated[str | None, Key("what the KV cache is made of", _KV_TYPE, "model.kv_type")] = None
+    degrade: Annotated[bool | None, Key("give less rather than refuse", Flag(), "model.degrade")] = None
+    min_ctx: Annotated[int | None, Key("the smallest context given so", _CTX, "model.min_ctx")] = None
+    ttl_s: Annotated[
+        float | None, Key("unload after so long without work", Duration(0, 30 * _DAY_S), "model.ttl")
+    ] = None
+    priority: Annotated[int, Key("models of a lower priority are evicted first", Whole(-100, 100))] = 0
+    variants: Annotated[
+        tuple[str, ...], Key("models that may answer in its place where it does not fit, the best first", NameList())
+    ] = ()
     backend: Annotated[str, Key("the engine; fake is a scripted one for tests", Choice(("llama", "fake")))] = "llama"
 
 
@@ -227,6 +293,7 @@ class Settings(Section, frozen=True, kw_only=True):
     shutdown: Shutdown = Shutdown()
     failures: Failures = Failures()
     memory: Memory = Memory()
+    guard: Guard = Guard()
     model: ModelDefaults = ModelDefaults()
     models: dict[str, Model] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from h2qd.config import document
 from h2qd.config.faults import Fault
-from h2qd.config.kinds import FilePath, UserList, Users
+from h2qd.config.kinds import FilePath, ListKind
 from h2qd.config.schema import KEYS, MODEL_KEYS, MODELS_MAX, Key
 from h2qd.wire.names import name_fault, shown
 
@@ -100,16 +100,16 @@ class Table:
             return
         if isinstance(node, document.Scalar) and node.empty:
             self.refuse(where, key, "cannot use an empty value: leave the key out for its default")
-        elif isinstance(node, document.Sequence) and isinstance(spec.kind, UserList):
-            self.values[key] = self._users(node, key, spec.kind)
+        elif isinstance(node, document.Sequence) and isinstance(spec.kind, ListKind):
+            self.values[key] = self._list(node, key, spec.kind)
             self.sources[key] = source
-        elif isinstance(node, document.Scalar) and not isinstance(spec.kind, UserList):
+        elif isinstance(node, document.Scalar) and not isinstance(spec.kind, ListKind):
             self._take(node.text, key, spec, where=where, folder=self._folder, source=source)
         else:
             self.refuse(where, key, f"cannot use {_words(node)}: it must be a {spec.kind.words}")
 
-    def _users(self, node: document.Sequence, key: str, kind: UserList) -> Users:
-        named: dict[str, int | None] = {}
+    def _list(self, node: document.Sequence, key: str, kind: ListKind) -> Any:
+        named: dict[str, Any] = {}
         for item in node.items:
             if isinstance(item, document.Scalar):
                 try:
@@ -117,8 +117,8 @@ class Table:
                 except ValueError as error:
                     self.refuse(self._where(item.line), key, f"cannot use {_quoted(item.text)}: {error}")
             elif not isinstance(item, document.Broken):
-                self.refuse(self._where(item.line), key, f"cannot use {_words(item)}: it must be a user name or uid")
-        return Users(tuple(named), frozenset(uid for uid in named.values() if uid is not None))
+                self.refuse(self._where(item.line), key, f"cannot use {_words(item)}: it must be a {kind.item_words}")
+        return kind.gather(named)
 
     def _take(self, text: str, key: str, spec: Key, *, where: str, folder: str, source: str) -> None:
         if isinstance(spec.kind, FilePath) and text:

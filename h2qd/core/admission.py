@@ -9,13 +9,18 @@ from dataclasses import replace
 
 from h2qd.core.effects import TellCold, TellResident
 from h2qd.core.failures import forget_failures, held_back
-from h2qd.core.plan import MemoryPlan, memory_plan
-from h2qd.core.records import Fault, Model, Released, State, Ticket, Want
+from h2qd.core.offers import effective_ctx, offer_for
+from h2qd.core.records import Fault, Model, Released, State, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, Status
 from h2qd.core.turn import Turn, worker_of
 
 SHUTTING_DOWN = Fault("shutting_down", "cannot take requests: the daemon is stopping")
-_GIB = 2**30
+_SCARCE = ("no_fit", "pinned", "memory_pressure")
+"""Why a model may be had in the shape of a variant: there is no memory for the model itself."""
+
+_AGING_S = 15.0
+_URGENCY_MAX = 2
+"""Whoever has waited for long is as urgent as a high priority, and takes turns with it."""
 
 
 def admit(turn: Turn, ticket: Ticket) -> None:
@@ -24,39 +29,67 @@ def admit(turn: Turn, ticket: Ticket) -> None:
     1. The daemon is stopping: refused.
     2. It names no model: it means the active one. None is active: refused.
     3. The model is not registered: refused.
-    4. A load would be needed that can never fit (refused, with the plan), or the model failed lately and is left
-       alone (refused, with the time to wait; a reset clears this first).
-    5. As many requests as may already wait for the same: refused. Each want has its own bound, so that a
+    4. A load would be needed that cannot fit, not even with less than was asked for, nor as a variant (refused, with
+       the plan); or the device is short of memory, or the model failed lately and is left alone (refused, with the
+       time to wait; a reset clears the latter first).
+    5. It wants a pinned model cold, and not by force: refused.
+    6. As many requests as may already wait for the same: refused. Each want has its own bound, so that a
        crowd of inferences does not keep anybody from unloading the model.
     """
     if turn.state.stopping:
         turn.turn_away(ticket, SHUTTING_DOWN)
         return
+    ticket = replace(ticket, model=ticket.model or turn.state.active or "")
     if not ticket.model:
-        if turn.state.active is None:
-            turn.turn_away(
-                ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active")
-            )
-            return
-        ticket = replace(ticket, model=turn.state.active)
+        turn.turn_away(ticket, Fault("no_active_model", "cannot choose a model: none was named and none is active"))
+        return
     model = turn.state.models.get(ticket.model)
     if model is None:
         turn.turn_away(ticket, no_such_model(turn.state, ticket.model))
         return
-    if ticket.want is not Want.COLD:
-        if ticket.reset:
-            forget_failures(turn, model)
-            model = turn.model(model.name)
-        on_its_way = model.status in HOLDING and satisfies(model, ticket)
-        fault = None if on_its_way else load_fault(turn, model, ticket)
-        if fault is not None:
-            turn.turn_away(ticket, fault)
-            return
-    queued = len(turn.waiting_for(model.name, ticket.want))
+    ticket_or_fault = _unload_of(model, ticket) if ticket.want is Want.COLD else _load_of(turn, model, ticket)
+    if isinstance(ticket_or_fault, Fault):
+        turn.turn_away(ticket, ticket_or_fault)
+        return
+    ticket = ticket_or_fault
+    queued = len(turn.waiting_for(ticket.model, ticket.want))
     if queued >= turn.state.rules.queue_max:
-        turn.turn_away(ticket, Fault("queue_full", f"cannot queue: {queued} requests wait for {model.name}", (), 1.0))
+        full = Fault("queue_full", f"cannot queue: {queued} requests wait for {ticket.model}", (), 1.0)
+        turn.turn_away(ticket, full)
         return
     turn.wait(ticket)
+
+
+def _load_of(turn: Turn, model: Model, ticket: Ticket) -> Ticket | Fault:
+    """The ticket, for the model that it wants or a variant that can be had in its place; or why neither can."""
+    if ticket.reset:
+        forget_failures(turn, model)
+        model = turn.model(model.name)
+    fault = _need_fault(turn, model, ticket)
+    if fault is None:
+        return ticket
+    variant = _fitting_variant(turn, model, ticket) if fault.code in _SCARCE and not ticket.exact else None
+    return fault if variant is None else replace(ticket, model=variant.name, asked_model=model.name)
+
+
+def _unload_of(model: Model, ticket: Ticket) -> Ticket | Fault:
+    if not model.pinned or model.status not in HOLDING or ticket.force:
+        return ticket
+    fix = f"h2qctl unpin {model.name}   or   h2qctl unload {model.name} --force"
+    return Fault("pinned", f"cannot unload {model.name}: it is pinned", fix=fix)
+
+
+def _need_fault(turn: Turn, model: Model, ticket: Ticket) -> Fault | None:
+    """Why a ticket cannot have what it needs, or None; what is there, or on its way, needs nothing."""
+    on_its_way = model.status in HOLDING - {Status.PARKED} and satisfies(model, ticket)
+    offer = None if on_its_way else load_offer(turn, model, ticket)
+    return offer if isinstance(offer, Fault) else None
+
+
+def _fitting_variant(turn: Turn, model: Model, ticket: Ticket) -> Model | None:
+    """The first variant of a model that can be had where the model cannot."""
+    known = (turn.state.models.get(name) for name in model.traits.variants)
+    return next((v for v in known if v is not None and _need_fault(turn, v, ticket) is None), None)
 
 
 def no_such_model(state: State, name: str) -> Fault:
@@ -66,43 +99,49 @@ def no_such_model(state: State, name: str) -> Fault:
     return Fault("no_such_model", f"cannot find a model named {name}", because)
 
 
-def effective_ctx(model: Model, ctx: int) -> int:
-    """The context a load asks for: the wanted or the model's own default, within what the model was made for."""
-    wanted = ctx or model.ctx
-    return min(wanted, model.shape.context_length) if model.shape.context_length else wanted
-
-
-def plan_of(model: Model, ctx: int, slots: int = 1) -> MemoryPlan:
-    """The memory that a load would take, for as many requests at once as there are slots."""
-    return memory_plan(model.shape, effective_ctx(model, ctx), slots)
-
-
-def load_fault(turn: Turn, model: Model, ticket: Ticket) -> Fault | None:
-    """Why the load that a ticket needs may not begin, or None."""
-    explicit = ticket.want is Want.RESIDENT
-    return fit_fault(turn.state, model, ticket.ctx) or held_back(model, turn.now, explicit=explicit)
-
-
-def fit_fault(state: State, model: Model, ctx: int) -> Fault | None:
-    """Why the model can never be resident here, or None."""
-    plan = plan_of(model, ctx, state.rules.slots)
-    if plan.total_bytes <= state.limit_bytes:
-        return None
-    largest = sorted(plan.parts, key=lambda part: -part[1])[:3]
-    return Fault(
-        "no_fit",
-        f"cannot load {model.name} with a context of {plan.ctx}: it needs {plan.total_bytes / _GIB:.2f} GiB, "
-        f"models may hold {state.limit_bytes / _GIB:.2f} GiB in all",
-        tuple(f"{name}: {size / _GIB:.2f} GiB" for name, size in largest),
-    )
+def load_offer(turn: Turn, model: Model, ticket: Ticket) -> Terms | Fault:
+    """What the load that a ticket needs would be given now, or why it may not begin."""
+    if not turn.state.guard.admits_loads:
+        level = turn.state.guard.level.name.lower()
+        return Fault(
+            "memory_pressure",
+            f"cannot load {model.name}: the device is short of memory",
+            (f"level {level}: {turn.state.guard.used_share:.0%} of its memory is in use",),
+            retry_after_s=turn.state.rules.guard.dwell_s,
+        )
+    offer = offer_for(turn.state, model, ticket)
+    if isinstance(offer, Fault):
+        return offer
+    return held_back(model, turn.now, explicit=ticket.want is Want.RESIDENT) or offer
 
 
 def satisfies(model: Model, ticket: Ticket) -> bool:
-    """Whether a resident model is what the ticket wants: an unset context takes what there is.
+    """Whether a resident model is what the ticket wants; its worker may have rounded the context."""
+    return _is_met(model, model.terms, ticket, (model.given_ctx,))
 
-    What its load asked for counts beside what it gave: a worker that rounds the context would else never satisfy.
+
+def satisfies_with(model: Model, terms: Terms, ticket: Ticket) -> bool:
+    """Whether a load on `terms` would be what the ticket wants."""
+    return _is_met(model, terms, ticket, ())
+
+
+def _is_met(model: Model, terms: Terms, ticket: Ticket, rounded_ctx: tuple[int, ...]) -> bool:
+    """Whether `terms` are what the ticket wants. What it does not name it takes as it was meant to be.
+
+    Unless the ticket is exact, what the load was meant to be counts like what it was given: who asks for the same
+    again would be given the same again.
     """
-    return ticket.ctx == 0 or effective_ctx(model, ticket.ctx) in (model.asked_ctx, model.given_ctx)
+    wanted_ctx = effective_ctx(model, ticket.ctx) if ticket.ctx else terms.asked_ctx
+    wanted_kv = ticket.kv_type or terms.asked_kv
+    ctx = (terms.ctx, *rounded_ctx) if ticket.exact else (terms.ctx, *rounded_ctx, terms.asked_ctx)
+    kv = (terms.kv_type,) if ticket.exact else (terms.kv_type, terms.asked_kv)
+    return wanted_ctx in ctx and wanted_kv in kv
+
+
+def less_than_asked(model: Model, ticket: Ticket) -> tuple[str, ...]:
+    """What a resident model is less than a ticket asked for, in words."""
+    variant = (f"{model.name} instead of {ticket.asked_model}",) if ticket.asked_model else ()
+    return (*variant, *model.terms.less)
 
 
 def serve(turn: Turn) -> None:
@@ -129,6 +168,9 @@ def _tell_resident(turn: Turn, model: Model) -> None:
     """Answer who wants what is there already. It is the active model: only the end of its memory ends that."""
     for ticket in turn.waiting_for(model.name, Want.RESIDENT):
         if satisfies(model, ticket):
+            was_active = turn.state.active
+            if ticket.activate:
+                turn.activate(model.name)
             turn.tell(
                 ticket,
                 TellResident(
@@ -138,16 +180,39 @@ def _tell_resident(turn: Turn, model: Model) -> None:
                     ctx=model.given_ctx,
                     held_bytes=model.held_bytes,
                     load_s=model.load_s,
-                    was_active=turn.state.active,
+                    was_active=was_active,
+                    kv_type=model.terms.kv_type,
+                    less=less_than_asked(model, ticket),
                 ),
             )
 
 
 def _grant(turn: Turn, model: Model) -> None:
-    """Fill the free slots: among the clients in line, the one whose last grant is longest ago goes first."""
+    """Fill the free slots: the most urgent goes first; of those, the client whose last grant is longest ago."""
     free = turn.state.rules.slots - len(turn.running_on(model.name))
     for _ in range(free):
         line = [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t)]
         if not line:
             return
-        turn.grant(min(line, key=lambda t: turn.state.grants.get(t.client, 0)), worker_of(model))
+        turn.grant(_next(turn, line), worker_of(model))
+
+
+def _next(turn: Turn, line: list[Ticket]) -> Ticket:
+    """Who goes next: first of all which client, then which of its tickets.
+
+    Between clients a ticket has waited since its client was served last, so that who keeps a crowd in line does not
+    grow more urgent than the others by that. Among its own tickets each has waited since it came.
+    """
+    grants = turn.state.grants
+
+    def of_clients(ticket: Ticket) -> tuple[int, int]:
+        rank, served_at = grants.get(ticket.client, (0, ticket.since))
+        return -_urgency(turn, ticket, max(ticket.since, served_at)), rank
+
+    client = min(line, key=of_clients).client
+    return min((t for t in line if t.client == client), key=lambda t: -_urgency(turn, t, t.since))
+
+
+def _urgency(turn: Turn, ticket: Ticket, since: float) -> int:
+    """Its priority, and one more for each `_AGING_S` of waiting: a low one waits longer, but never for ever."""
+    return min(_URGENCY_MAX, ticket.priority + int((turn.now - since) / _AGING_S))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from h2qd.core.records import Fault, Released
+from h2qd.core.lessons import Lesson
+from h2qd.core.records import F16, Fault, Memory, Released, Terms
 
 
 class Clock(StrEnum):
@@ -18,11 +19,12 @@ class Clock(StrEnum):
     DEADLINE = "deadline"
     CANCEL = "cancel"
     DRAIN = "drain"
+    IDLE = "idle"
 
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """A timer's name: `key` is the switch's serial or the request it belongs to."""
+    """A timer's name: `key` is the switch's serial, or the request or worker that it belongs to."""
 
     clock: Clock
     key: int
@@ -30,15 +32,32 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Start process number `worker` and have it load `model`; ends in WorkerReady or WorkerExited.
+    """Start process number `worker` and have it load `model` on `terms`; ends in WorkerReady or WorkerExited.
 
-    `planned_bytes` is the plan that it was admitted with, which the runtime holds it to.
+    `terms.planned_bytes` is the plan that it was admitted with, which the runtime holds it to.
     """
 
     worker: int
     model: str
-    ctx: int
-    planned_bytes: int
+    terms: Terms
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWorker:
+    """Have a parked worker make a context on `terms`; ends in WorkerReady or WorkerExited."""
+
+    worker: int
+    model: str
+    terms: Terms
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkWorker:
+    """Have a worker free its context and keep its process; ends in WorkerParked or WorkerExited."""
+
+    worker: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +103,9 @@ class TellResident:
     load_s: float
     released: tuple[Released, ...] = ()
     was_active: str | None = None
+    kv_type: str = F16
+    less: tuple[str, ...] = ()
+    draining: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +115,16 @@ class TellCold:
     request: int
     model: str
     released: Released | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TellPinned:
+    """Answer a pin or its end."""
+
+    request: int
+    model: str
+    pinned: bool
+    changed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +170,22 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """Keep across restarts which model is active."""
+    """Keep this across restarts."""
 
-    active: str | None
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """Keep across restarts what loads of a model were measured to take."""
+
+    model: str
+    lessons: tuple[Lesson, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrimCaches:
+    """Give back whatever memory the daemon itself can do without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +195,22 @@ class Exit:
 
 Effect: TypeAlias = (
     StartWorker
+    | ResumeWorker
+    | ParkWorker
     | StopWorker
     | StartGeneration
     | StopGeneration
     | Complete
     | TellResident
     | TellCold
+    | TellPinned
     | TellForgotten
     | Refuse
     | SetTimer
     | ClearTimer
     | Publish
     | Remember
+    | Learn
+    | TrimCaches
     | Exit
 )

@@ -3,12 +3,13 @@
 Made by the runtime (`runtime.commands` from requests, `runtime.perform` from what effects led to, timers).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from h2qd.core.effects import Timer
+from h2qd.core.lessons import Lesson
 from h2qd.core.plan import ModelShape
-from h2qd.core.records import Fault, Ticket
+from h2qd.core.records import Fault, Ticket, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,27 @@ class ModelRegistered:
     name: str
     shape: ModelShape
     ctx: int
+    traits: Traits = field(default_factory=Traits)
+    lessons: tuple[Lesson, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What was active and pinned when the daemon ended last; models that are gone are passed over."""
+
+    now: float
+    active: str | None
+    pinned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PinAsked:
+    """Somebody wants a model pinned, or not any more; answered as `request`."""
+
+    now: float
+    request: int
+    name: str
+    pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +82,23 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerMeasured:
-    """What a resident worker holds now."""
+    """What a resident worker holds now. `exercised`: it has computed a whole batch, so it will hardly take more."""
 
     now: float
     worker: int
     held_bytes: int
+    exercised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParked:
+    """A worker has freed its context: it holds `held_bytes` that the kernel cannot take back, `freed_bytes` less."""
+
+    now: float
+    worker: int
+    held_bytes: int
+    freed_bytes: int = 0
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +139,19 @@ class LimitRead:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRead:
+    """The device's memory now: `used_share` (0..1) is in use, `available_bytes` can be had.
+
+    `stalled`: tasks wait for memory.
+    """
+
+    now: float
+    used_share: float
+    available_bytes: int
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """The daemon is to end: at once when nothing runs, after `drain_s` at the latest."""
 
@@ -114,14 +161,18 @@ class StopAsked:
 
 Event: TypeAlias = (
     ModelRegistered
+    | Recalled
+    | PinAsked
     | ForgetAsked
     | RequestArrived
     | RequestAbandoned
     | WorkerReady
     | WorkerMeasured
+    | WorkerParked
     | WorkerExited
     | GenerationEnded
     | TimerFired
     | LimitRead
+    | MemoryRead
     | StopAsked
 )

@@ -29,6 +29,7 @@ def record_failure(turn: Turn, model: Model, fault: Fault) -> Model:
         worker=None,
         held_bytes=0,
         planned_bytes=0,
+        leaving="",
         failures=failures,
         retry_at=turn.now + delay,
         broken=broken,

@@ -28,24 +28,43 @@ def _broken(state: State) -> Iterator[str]:
 
 
 def _broken_models(state: State) -> Iterator[str]:
+    yield from _broken_holders(state)
+    for model in state.models.values():
+        yield from _broken_model(state, model)
+    if state.active is not None and state.active not in state.models:
+        yield f"the active model {state.active} is not registered"
+
+
+def _broken_holders(state: State) -> Iterator[str]:
     workers = [m.worker for m in state.models.values() if m.worker is not None]
     if len(workers) != len(set(workers)):
         yield "two models share a worker"
-    if len(workers) > 1:
-        yield "the exclusive policy holds, and two models hold memory"
-    for model in state.models.values():
-        if (model.status in HOLDING) != (model.worker is not None):
-            yield f"{model.name} is {model.status} and its worker is {model.worker}"
-        if model.status not in HOLDING and (model.held_bytes or model.planned_bytes):
-            yield f"{model.name} is {model.status} and holds {model.held_bytes} bytes"
-        if model.status is Status.LOADING and model.name != _loading(state.switch):
-            yield f"{model.name} loads outside of a switch"
-        if model.status in RESIDENT and model.name != state.active:
-            yield f"{model.name} is {model.status} and {state.active} is active"
-        if model.status is Status.DRAINING and not _drains_for(state, model):
-            yield f"{model.name} drains for nobody"
-    if state.active is not None and state.active not in state.models:
-        yield f"the active model {state.active} is not registered"
+    if state.rules.exclusive and len([m for m in state.models.values() if _stays(state, m)]) > 1:
+        yield "the exclusive policy holds, and two models are to hold memory"
+
+
+def _broken_model(state: State, model: Model) -> Iterator[str]:
+    if (model.status in HOLDING) != (model.worker is not None):
+        yield f"{model.name} is {model.status} and its worker is {model.worker}"
+    if model.status not in HOLDING and (model.held_bytes or model.planned_bytes):
+        yield f"{model.name} is {model.status} and holds {model.held_bytes} bytes"
+    if model.status is Status.LOADING and model.name != _loading(state.switch):
+        yield f"{model.name} loads outside of a switch"
+    if state.rules.exclusive and _stays(state, model) and model.status in RESIDENT and model.name != state.active:
+        yield f"{model.name} is {model.status} and {state.active} is active"
+    if model.leaving and model.status is not Status.DRAINING:
+        yield f"{model.name} is {model.status} and is to leave"
+    if model.expires_at is not None and (model.worker is None or model.pinned or model.idle_since is None):
+        yield f"{model.name} is timed for being idle, and is not"
+    if model.status is Status.DRAINING and not _drains_for(state, model):
+        yield f"{model.name} drains for nobody"
+
+
+def _stays(state: State, model: Model) -> bool:
+    """Whether a model holds memory and nothing says that it goes."""
+    switch = state.switch
+    overlapped = switch is not None and model.name in switch.overlapped
+    return model.status in HOLDING - {Status.PARKED, Status.UNLOADING} and not model.leaving and not overlapped
 
 
 def _loading(switch: Switch | None) -> str | None:
@@ -56,11 +75,11 @@ def _loading(switch: Switch | None) -> str | None:
 
 
 def _drains_for(state: State, model: Model) -> bool:
-    """Whether somebody wants a draining model gone, and it is not gone yet because it has work."""
+    """Whether somebody wants a draining model gone, and it is not gone yet because it, or another victim, has work."""
     switch = state.switch
     for_switch = switch is not None and switch.phase in (Phase.PATIENCE, Phase.DRAIN) and model.name in switch.victims
-    wanted_gone = state.stopping or for_switch or bool(state.waiting.of(model.name, Want.COLD))
-    return wanted_gone and _busy(state, model.name)
+    wanted_gone = state.stopping or bool(model.leaving or state.waiting.of(model.name, Want.COLD))
+    return for_switch or (wanted_gone and _busy(state, model.name))
 
 
 def _broken_line(state: State) -> Iterator[str]:
@@ -93,7 +112,7 @@ def _broken_switch(state: State) -> Iterator[str]:
     switch = state.switch
     if switch is None:
         return
-    if switch.target not in state.models or any(name not in state.models for name in switch.victims):
+    if any(name not in state.models for name in (switch.target, *switch.victims, *switch.overlapped)):
         yield "the switch is about a model that is not registered"
         return
     victims = [state.models[name] for name in switch.victims]
@@ -105,7 +124,7 @@ def _broken_switch(state: State) -> Iterator[str]:
         yield "the switch waits for work to end and none runs"
     if switch.phase is Phase.DRAIN and any(m.status is Status.READY for m in victims):
         yield "a victim admits work although patience is over"
-    if switch.phase is Phase.UNLOAD and not any(m.status is Status.UNLOADING for m in victims):
+    if switch.phase is Phase.UNLOAD and not any(m.status is Status.UNLOADING for m in (target, *victims)):
         yield "the switch waits for unloads and none is under way"
     if switch.phase is Phase.UNLOAD and any(m.status in RESIDENT for m in victims):
         yield "a victim is resident although its unload is awaited"

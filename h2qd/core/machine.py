@@ -3,25 +3,26 @@
     step(state, event) -> (state, effects)
 
 Each event changes the records that it speaks of; then the decisions that follow from the records are taken until
-nothing more follows (`_settle`): `admission.serve` answers and grants, `switching.advance` moves memory. So a
-decision never depends on which event made it possible. Called by `runtime.supervisor` only; pure.
+nothing more follows (`_settle`): `admission.serve` answers and grants, `leaving` and `switching` move memory. So a
+decision never depends on which event made it possible. The one exception is `relief`, which answers each reading of
+the device's memory with one act. Called by `runtime.supervisor` only; pure.
 """
 
 from dataclasses import replace
 from typing import assert_never
 
-from h2qd.core import admission, switching
+from h2qd.core import admission, ending, leaving, lessons, relief, switching
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
     Effect,
     Exit,
+    Learn,
     Publish,
     Refuse,
     SetTimer,
-    StopGeneration,
-    StopWorker,
     TellForgotten,
+    TellPinned,
     Timer,
 )
 from h2qd.core.events import (
@@ -29,19 +30,24 @@ from h2qd.core.events import (
     ForgetAsked,
     GenerationEnded,
     LimitRead,
+    MemoryRead,
     ModelRegistered,
+    PinAsked,
+    Recalled,
     RequestAbandoned,
     RequestArrived,
     StopAsked,
     TimerFired,
     WorkerExited,
     WorkerMeasured,
+    WorkerParked,
     WorkerReady,
 )
 from h2qd.core.failures import record_failure
+from h2qd.core.offers import plan_of
 from h2qd.core.records import Fault, Model, Released, State, Switch
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
-from h2qd.core.turn import Turn, worker_of
+from h2qd.core.turn import Turn
 
 _DRAIN = Timer(Clock.DRAIN, 0)
 
@@ -52,17 +58,22 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
     match event:
         case ModelRegistered():
             _register(turn, event)
+        case Recalled():
+            _recall(turn, event)
+        case PinAsked():
+            _pin(turn, event)
         case ForgetAsked():
             _forget(turn, event)
         case RequestArrived():
             admission.admit(turn, event.ticket)
         case RequestAbandoned():
-            _abandon(turn, event.request, event.fault)
+            ending.abandon(turn, event.request, event.fault)
         case WorkerReady():
             _worker_ready(turn, event)
         case WorkerMeasured():
-            if (model := turn.model_of(event.worker)) is not None:
-                turn.change(model.name, held_bytes=event.held_bytes)
+            _worker_measured(turn, event)
+        case WorkerParked():
+            _worker_parked(turn, event)
         case WorkerExited():
             _worker_exited(turn, event)
         case GenerationEnded():
@@ -71,11 +82,15 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
             _timer_fired(turn, event.timer)
         case LimitRead():
             turn.state = replace(turn.state, limit_bytes=event.limit_bytes)
+        case MemoryRead():
+            relief.read(turn, event.used_share, event.available_bytes, stalled=event.stalled)
         case StopAsked():
             _stop(turn, event)
         case _:
             assert_never(event)
     _settle(turn)
+    leaving.watch_idle(turn)
+    turn.remember()
     _tell_phase(turn, state.switch, turn.state.switch)
     return turn.state, tuple(turn.effects)
 
@@ -86,6 +101,7 @@ def _settle(turn: Turn) -> None:
     while before is not turn.state:
         before = turn.state
         admission.serve(turn)
+        leaving.advance(turn)
         switching.advance(turn)
         if turn.state.stopping:
             _advance_stop(turn)
@@ -103,11 +119,31 @@ def _tell_phase(turn: Turn, before: Switch | None, after: Switch | None) -> None
 def _register(turn: Turn, event: ModelRegistered) -> None:
     known = turn.state.models.get(event.name)
     if known is not None:
-        turn.change(event.name, shape=event.shape, ctx=event.ctx)
+        turn.change(event.name, shape=event.shape, ctx=event.ctx, traits=event.traits, lessons=event.lessons)
         return
-    model = Model(event.name, event.shape, event.ctx, since=event.now)
+    model = Model(event.name, event.shape, event.ctx, event.traits, event.lessons, since=event.now)
     turn.state = replace(turn.state, models={**turn.state.models, event.name: model})
     turn.emit(Publish("model", "model.registered", event.name))
+
+
+def _recall(turn: Turn, event: Recalled) -> None:
+    if event.active in turn.state.models:
+        turn.activate(event.active)
+    for name in event.pinned:
+        if name in turn.state.models:
+            turn.change(name, pinned=True)
+
+
+def _pin(turn: Turn, event: PinAsked) -> None:
+    model = turn.state.models.get(event.name)
+    if model is None:
+        turn.emit(Refuse(event.request, admission.no_such_model(turn.state, event.name)))
+        return
+    changed = model.pinned != event.pinned
+    if changed:
+        turn.change(event.name, pinned=event.pinned)
+        turn.emit(Publish("model", "model.pinned" if event.pinned else "model.unpinned", event.name))
+    turn.emit(TellPinned(event.request, event.name, event.pinned, changed))
 
 
 def _forget(turn: Turn, event: ForgetAsked) -> None:
@@ -134,27 +170,12 @@ def _use_of(turn: Turn, model: Model) -> str | None:
     if turn.waiting_for(model.name):
         return "requests wait for it"
     switch = turn.state.switch
-    if switch is not None and model.name in (switch.target, switch.fallback, *switch.victims):
+    if switch is not None and model.name in (switch.target, switch.fallback, *switch.victims, *switch.overlapped):
         return f"the switch to {switch.target} is about it"
     return None
 
 
 # --- requests ---------------------------------------------------------------------------------------
-
-
-def _abandon(turn: Turn, request: int, fault: Fault) -> None:
-    """End a request wherever it is: in line it is answered now, running when its worker let go of it."""
-    state = turn.state
-    ticket = state.waiting.by_request.get(request)
-    if ticket is not None:
-        turn.refuse(ticket, fault)
-    running = state.running.get(request)
-    if running is not None and running.ending is None:
-        turn.mark_ending(running, fault)
-        turn.emit(StopGeneration(request, running.worker))
-        turn.emit(SetTimer(Timer(Clock.CANCEL, request), turn.now + state.rules.cancel_grace_s))
-    if state.switch is not None:
-        switching.leave_losers(turn, state.switch, request, fault)
 
 
 def _generation_ended(turn: Turn, event: GenerationEnded) -> None:
@@ -173,27 +194,17 @@ def _timer_fired(turn: Turn, timer: Timer) -> None:
         case Clock.PATIENCE:
             switching.patience_over(turn, timer.key)
         case Clock.DEADLINE:
-            _abandon(turn, timer.key, Fault("deadline_exceeded", "cannot finish the request: its deadline passed"))
+            overdue = Fault("deadline_exceeded", "cannot finish the request: its deadline passed")
+            ending.abandon(turn, timer.key, overdue)
         case Clock.CANCEL:
-            _cancel_overdue(turn, timer.key)
+            ending.cancel_overdue(turn, timer.key)
         case Clock.DRAIN:
             for model in list(turn.holders()):
-                switching.cut_off(turn, model, admission.SHUTTING_DOWN)
+                ending.cut_off(turn, model, admission.SHUTTING_DOWN)
+        case Clock.IDLE:
+            leaving.expired(turn, timer.key)
         case _:
             assert_never(timer.clock)
-
-
-def _cancel_overdue(turn: Turn, request: int) -> None:
-    """A worker did not let go of a request in time: it is hung, and goes."""
-    running = turn.state.running.get(request)
-    if running is None:
-        return
-    model = turn.model(running.ticket.model)
-    hung = Fault("worker_hung", f"cannot go on: the process of {model.name} stopped answering and was killed")
-    for other in turn.running_on(model.name):
-        turn.refuse(other.ticket, other.ending or hung)
-    turn.move(model.name, Move.RELEASE, "it did not let go of a cancelled request")
-    turn.emit(StopWorker(running.worker, at_once=True))
 
 
 # --- workers ----------------------------------------------------------------------------------------
@@ -212,18 +223,59 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
         load_s=event.load_s,
         loaded_at=turn.now,
     )
-    switching.loaded(turn, model)
+    _learn(turn, model, exercised=False)
+    switching.loaded(turn, turn.model(model.name))
+
+
+def _worker_measured(turn: Turn, event: WorkerMeasured) -> None:
+    model = turn.model_of(event.worker)
+    if model is None:
+        return
+    model = turn.change(model.name, held_bytes=event.held_bytes)
+    if model.status in RESIDENT:
+        _learn(turn, model, exercised=event.exercised)
+
+
+def _learn(turn: Turn, model: Model, *, exercised: bool) -> None:
+    """Note what a load was measured to take beside its plan.
+
+    Before a whole batch was computed a worker holds less than it will: until then only more than planned is news.
+    """
+    if not exercised and model.held_bytes <= model.planned_bytes:
+        return
+    terms, slots = model.terms, turn.state.rules.slots
+    plan = plan_of(model, terms.ctx, terms.kv_type, slots)
+    lesson = lessons.Lesson(terms.ctx, slots, terms.kv_type, plan.total_bytes, model.held_bytes)
+    if not lessons.is_news(model.lessons, lesson):
+        return
+    learned = lessons.learn(model.lessons, lesson)
+    turn.change(model.name, lessons=learned)
+    turn.emit(Learn(model.name, learned))
+
+
+def _worker_parked(turn: Turn, event: WorkerParked) -> None:
+    model = turn.model_of(event.worker)
+    if model is None or model.status is not Status.UNLOADING:
+        return
+    gone = Released(model.name, model.held_bytes, event.freed_bytes, event.took_s, parked=True)
+    detail = f"{gone.freed_bytes} of {gone.held_bytes} bytes back in {gone.took_s:.2f} s"
+    turn.move(model.name, Move.PARKED, detail, held_bytes=event.held_bytes, planned_bytes=0)
+    switching.released(turn, gone)
 
 
 def _worker_exited(turn: Turn, event: WorkerExited) -> None:
     model = turn.model_of(event.worker)
     if model is None:
         return
+    leaving.unwatch(turn, model)
     if model.status is Status.UNLOADING:
         gone = Released(model.name, event.held_bytes, event.freed_bytes, event.took_s)
         detail = f"{gone.freed_bytes} of {gone.held_bytes} bytes back in {gone.took_s:.2f} s"
         turn.move(model.name, Move.GONE, detail, worker=None, held_bytes=0, planned_bytes=0)
         switching.released(turn, gone)
+        return
+    if model.status is Status.PARKED:
+        turn.move(model.name, Move.GONE, event.fault.message, worker=None, held_bytes=0, planned_bytes=0)
         return
     was = model.status
     for running in turn.running_on(model.name):
@@ -254,9 +306,8 @@ def _stop(turn: Turn, event: StopAsked) -> None:
 def _advance_stop(turn: Turn) -> None:
     """Release what has no work left; when nothing holds memory any more, end."""
     for model in list(turn.holders()):
-        if model.status in RESIDENT and not turn.running_on(model.name):
-            turn.move(model.name, Move.RELEASE)
-            turn.emit(StopWorker(worker_of(model)))
+        if model.status is Status.PARKED or (model.status in RESIDENT and not turn.running_on(model.name)):
+            leaving.release(turn, model)
     if not turn.state.stopped and not list(turn.holders()):
         turn.state = replace(turn.state, stopped=True)
         turn.emit(ClearTimer(_DRAIN))

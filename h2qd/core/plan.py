@@ -1,8 +1,9 @@
 """The memory plan: what a load will take, told from the model's shape before anything is loaded.
 
-It follows how llama.cpp lays memory out on a CPU (the sources are named beside each formula) and leans to too much
-rather than too little: buffers count in full, though the kernel hands their pages out only as they are touched. It
-does not know the machine; the caller compares the plan with what there is. Called by admission and by `model.plan`.
+It follows how llama.cpp lays memory out on a CPU (the sources are named beside each formula) and tells by how much
+the zygote and its worker together will have grown, measured as PSS, once every slot's context is full. Memory that a
+context reserves and only touches when it fills counts from the beginning. It does not know the machine; the caller
+compares the plan with what there is. Called by admission and by `model.plan`.
 Invariants: total for every shape, also absurd ones; no part is negative; the parts add up to the total.
 """
 
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
+
+KV_TYPES: dict[str, float] = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""Bytes of a cached element by what the KV cache is made of: blocks of 32 elements share a scale of two bytes."""
 
 _CELLS_STEP = 256
 """llama.cpp rounds contexts and sliding caches up to this many cells (llama-context.cpp, llama-kv-cache-iswa.cpp)."""
@@ -21,18 +25,34 @@ _MASK_BYTES = 2
 _FLOAT_BYTES = 4
 """Activations, logits and recurrent states are f32."""
 
-_ELEMENT_BYTES_MAX = 8.0
 _LAYERS_MAX = 1024
 """No shape, however absurd, makes the plan slow or endless."""
 
-_PROCESS_BYTES = 46 * 2**20
-"""A worker with its imports done (39 MiB: interpreter, numpy, the engine's libraries), and what the engine adds to it
-for a model: graph, thread stacks and work buffers (about 6 MiB). Measured as PSS."""
+_PROCESS_BYTES = 9 * 2**20
+"""What a forked worker writes to that it shared with the zygote, and what the engine and its libraries allocate for
+any model: heap, thread stacks, the registry of backends. The zygote itself is in no plan: it is always there."""
+
+_LAYER_BYTES = 200 * 2**10
+"""Tensors and graphs as the engine keeps them: some 12 tensors a layer, 8 graph nodes a tensor (graph_max_nodes), a
+description of 368 bytes each, in three graphs, and the scheduler's tables on top."""
 
 _TOKEN_BYTES = 176
-"""What the engine keeps per vocabulary entry: text, score, and the hash from text to token. Measured with 262,144
-entries of the llama tokenizer. Merges, where a tokenizer has them, cost some 117 bytes each on top (30 MiB for the
-largest vocabularies), which no shape tells: the calibration of later loads sees them."""
+"""What the engine keeps per vocabulary entry: text, score, the hash from text to token, the sampler's candidates.
+Measured with 262,144 entries of the llama tokenizer and 151,936 of a byte-pair tokenizer."""
+
+_MERGE_BYTES = 117
+"""What it keeps per merge of a byte-pair tokenizer: both texts and their rank, in a tree."""
+
+_CELL_BYTES = 150
+"""What it keeps per cell of a KV cache beside the cell: position, shift, a bit for each of 256 sequences, and two
+nodes in ordered sets for a cell in use (llama-kv-cells.h)."""
+
+_POSITION_BYTES = 80
+"""A token of a prompt as the worker's Python has it: in the request, and in the record of what the cache holds."""
+
+_OPERAND_BITS = 9
+"""An activation as operand of a product with quantized weights, in blocks of 8 bits: the CPU backend keeps a buffer
+for the widest such operand (ggml-cpu.c, ggml_graph_plan)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +61,9 @@ class ModelShape:
 
     `heads`, `kv_heads` and `sliding` have an entry per layer, or one for all; `kv_heads` is 0 for a layer without
     attention. `sliding_window` bounds the layers marked in `sliding`. `feed_forward` is the width that a token has
-    there at once (all the experts it uses). `recurrent_bytes` is the state of one sequence. `repacked_bytes` are the
-    tensors that the engine copies into a layout of its own on this device.
+    there at once (all the experts it uses). `recurrent_bytes` is the state of one sequence, `recurrent_width` what a
+    recurrent layer works on of a token. `merges` are the tokenizer's rules. `repacked_bytes` is what the tensors take
+    that the engine copies into a layout of its own on this device, less what of the file need not stay mapped then.
     """
 
     tensor_bytes: int = 0
@@ -58,6 +79,8 @@ class ModelShape:
     sliding_window: int = 0
     sliding: tuple[bool, ...] = ()
     recurrent_bytes: int = 0
+    recurrent_width: int = 0
+    merges: int = 0
     repacked_bytes: int = 0
 
 
@@ -74,58 +97,62 @@ def memory_plan(
     shape: ModelShape,
     ctx: int,
     slots: int = 1,
+    kv_type: str = "f16",
     batch: int = 512,
     ubatch: int = 512,
-    kv_bytes: float = 2.0,
 ) -> MemoryPlan:
     """The memory that a load of `shape` takes once its context is full.
 
-    `ctx` tokens are shared by `slots` sequences; the engine computes `ubatch` tokens at once, never more than `batch`
-    or a sequence holds; `kv_bytes` is the size of a cached element (2: f16, 34/32: q8_0).
+    `ctx` tokens are shared by `slots` sequences, each with cells of its own; the engine computes `ubatch` tokens at
+    once, never more than `batch` or the context holds. Raises KeyError when `kv_type` is none of `KV_TYPES`.
     """
+    element_bytes = KV_TYPES[kv_type]
     slots = max(1, slots)
     full_cells = _padded(_padded(ctx) // slots)
-    tokens = max(1, min(ubatch, batch, full_cells * slots))
+    tokens = max(1, min(ubatch, batch, ctx))
     # The sliding cache holds the window and the batch under way (llama-kv-cache-iswa.cpp, swa_full false).
-    sliding_cells = _padded(min(full_cells, max(0, shape.sliding_window) + tokens))
+    sliding_cells = _padded(min(full_cells, _positive(shape.sliding_window) + tokens))
+    attending = {_slides(shape, layer) for layer in _layers(shape) if _of_layer(shape.kv_heads, layer, 0) > 0}
+    cells = sum(sliding_cells if slides else full_cells for slides in attending)
     outputs = _positive(shape.vocabulary) * slots * _FLOAT_BYTES
+    overhead = (
+        _PROCESS_BYTES
+        + len(_layers(shape)) * _LAYER_BYTES
+        + _positive(shape.vocabulary) * _TOKEN_BYTES
+        + _positive(shape.merges) * _MERGE_BYTES
+        + slots * cells * _CELL_BYTES
+        + slots * full_cells * _POSITION_BYTES
+        + tokens * _widest(shape) * _OPERAND_BITS // 8
+    )
     parts = (
         ("weights", _positive(shape.tensor_bytes)),
         ("repacked", _positive(shape.repacked_bytes)),
-        ("kv_cache", slots * _kv_cache_bytes(shape, full_cells, sliding_cells, kv_bytes)),
+        ("kv_cache", int(slots * _cached_elements(shape, full_cells, sliding_cells) * element_bytes)),
         ("recurrent", slots * _positive(shape.recurrent_bytes)),
-        ("compute", _compute_bytes(shape, tokens, outputs) + _mask_bytes(shape, tokens, full_cells, sliding_cells)),
+        # The attention masks are what grows with the context, a cell for each token of the batch and each cell of a
+        # cache, one mask a kind of cache (llama-graph.cpp, build_attn_inp_kq_mask).
+        ("compute", _compute_bytes(shape, tokens, outputs) + tokens * cells * _MASK_BYTES),
         ("output", outputs),
-        ("overhead", _PROCESS_BYTES + _positive(shape.vocabulary) * _TOKEN_BYTES),
+        ("overhead", overhead),
     )
     return MemoryPlan(ctx, parts, sum(size for _, size in parts))
 
 
-def _kv_cache_bytes(shape: ModelShape, full_cells: int, sliding_cells: int, kv_bytes: float) -> int:
-    """Keys and values of one sequence: a row of `kv_heads` heads a cell and layer (llama-kv-cache.cpp)."""
+def _cached_elements(shape: ModelShape, full_cells: int, sliding_cells: int) -> int:
+    """Elements that one sequence caches: `kv_heads` keys and values a cell and layer (llama-kv-cache.cpp)."""
     heads_in_cells = sum(
         _positive(_of_layer(shape.kv_heads, layer, 0)) * (sliding_cells if _slides(shape, layer) else full_cells)
         for layer in _layers(shape)
     )
-    row = _positive(shape.key_length) + _positive(shape.value_length)
-    return int(heads_in_cells * row * min(max(0.0, kv_bytes), _ELEMENT_BYTES_MAX))
-
-
-def _mask_bytes(shape: ModelShape, tokens: int, full_cells: int, sliding_cells: int) -> int:
-    """The attention masks: a cell for each token of the batch and each cell of a cache, one mask a kind of cache.
-
-    This is the part of the compute buffer that grows with the context (llama-graph.cpp, build_attn_inp_kq_mask).
-    """
-    attending = {_slides(shape, layer) for layer in _layers(shape) if _of_layer(shape.kv_heads, layer, 0) > 0}
-    cells = sum(sliding_cells if slides else full_cells for slides in attending)
-    return tokens * cells * _MASK_BYTES
+    return heads_in_cells * (_positive(shape.key_length) + _positive(shape.value_length))
 
 
 def _compute_bytes(shape: ModelShape, tokens: int, outputs: int) -> int:
     """The activations that are alive at once, at the widest point of a layer; the allocator reuses the rest.
 
-    Fitted to the engine's reserved buffers for shapes of the llama, qwen2, gemma2 and gemma3 families and for
-    mixtures of experts: equal, or up to 40 % over where the feed-forward layer is no wider than the embedding.
+    Fitted to the engine's reserved buffers for shapes of the llama, qwen2, qwen3, gemma2, gemma3, phi3, mamba and
+    lfm2 families and for mixtures of experts: equal, or up to 40 % over where the feed-forward layer is no wider than
+    the embedding.
     """
     embedding = _positive(shape.embedding)
     # Gate, up and their product, beside the residual stream, its norm and what fragmentation leaves unused.
@@ -139,7 +166,17 @@ def _compute_bytes(shape: ModelShape, tokens: int, outputs: int) -> int:
         ),
         default=0,
     )
-    return max(tokens * max(feed_forward, attention + 3 * embedding) * _FLOAT_BYTES, outputs)
+    # A recurrent layer's input and gate, its convolution, time steps and output, beside the residual stream
+    # (mamba-base.cpp); next to a short convolution, the feed-forward part is wider.
+    recurrent = 6 * _positive(shape.recurrent_width) + embedding
+    return max(tokens * max(feed_forward, attention + 3 * embedding, recurrent) * _FLOAT_BYTES, outputs)
+
+
+def _widest(shape: ModelShape) -> int:
+    """The most elements of one token that are multiplied with a matrix."""
+    queries = max((_positive(_of_layer(shape.heads, layer, 0)) for layer in _layers(shape)), default=0)
+    widths = (shape.embedding, shape.feed_forward, shape.recurrent_width, queries * _positive(shape.key_length))
+    return max(_positive(width) for width in widths)
 
 
 def _slides(shape: ModelShape, layer: int) -> bool:

@@ -8,10 +8,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from h2qd.core.guard import Guard, Thresholds
+from h2qd.core.lessons import Lesson
 from h2qd.core.plan import ModelShape
 from h2qd.core.states import Status
 
 STORY_ENTRIES_MAX = 64
+
+F16 = "f16"
+"""The KV cache at full precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +31,71 @@ class StoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What the configuration says of a model.
+
+    A load that does not fit is given less where it may `degrade`: a KV cache of fewer bits, a context of `min_ctx`
+    tokens or more, or one of the `variants`, other models that do the same in less memory. Models of a lower
+    `priority` are evicted first. `ttl_s`: how long it stays without work, 0: for ever.
+    """
+
+    kv_type: str = F16
+    degrade: bool = True
+    min_ctx: int = 2048
+    variants: tuple[str, ...] = ()
+    priority: int = 0
+    ttl_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a load is given: a context of `ctx` tokens, a KV cache of `kv_type`, and the memory planned for it all.
+
+    `asked_ctx` and `asked_kv` are what it was meant to be, which may be more.
+    """
+
+    ctx: int = 0
+    kv_type: str = F16
+    planned_bytes: int = 0
+    asked_ctx: int = 0
+    asked_kv: str = F16
+
+    @property
+    def less(self) -> tuple[str, ...]:
+        """What this is less than asked for, in words."""
+        kv = f"KV cache {self.kv_type} instead of {self.asked_kv}" if self.kv_type != self.asked_kv else ""
+        ctx = f"context {self.ctx} instead of {self.asked_ctx}" if self.ctx != self.asked_ctx else ""
+        return tuple(words for words in (ctx, kv) if words)
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A registered model and where it is.
 
-    `ctx` is what a load asks for unless a ticket says otherwise, `asked_ctx` what the last load did ask for and
-    `given_ctx` what the worker then gave, which may be rounded. `loaded_at`: when it last became ready.
+    `ctx` is what a load asks for unless a ticket says otherwise, `terms` what the last load was given and `given_ctx`
+    what the worker made of that, which may be rounded. `loaded_at`: when it last became ready, `idle_since`: when its
+    last work ended, None while it has some. `leaving`: why it goes as soon as its work has ended, `expires_at`: when
+    it goes for being idle. `lessons`: what loads of it were measured to take.
     """
 
     name: str
     shape: ModelShape
     ctx: int
+    traits: Traits = field(default_factory=Traits)
+    lessons: tuple[Lesson, ...] = ()
+    pinned: bool = False
     status: Status = Status.COLD
     since: float = 0.0
     worker: int | None = None
-    asked_ctx: int = 0
+    terms: Terms = field(default_factory=Terms)
     given_ctx: int = 0
     planned_bytes: int = 0
     held_bytes: int = 0
     load_s: float = 0.0
     loaded_at: float = 0.0
+    idle_since: float | None = None
+    leaving: str = ""
+    expires_at: float | None = None
     reason: str = ""
     failures: tuple[float, ...] = ()
     retry_at: float = 0.0
@@ -62,7 +113,11 @@ class Want(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request's claim on a model, from arrival to outcome. `ctx` 0: whatever it has, or its default."""
+    """A request's claim on a model, from arrival to outcome. `ctx` 0, `kv_type` "": whatever it has, or its default.
+
+    `exact`: nothing less will do. `activate`: unnamed requests mean the model from then on. `asked_model`: what was
+    asked for, where `model` is its variant. `priority`: 0 low, 1 normal, 2 high.
+    """
 
     request: int
     client: int
@@ -73,6 +128,11 @@ class Ticket:
     ctx: int = 0
     force: bool = False
     reset: bool = False
+    kv_type: str = ""
+    exact: bool = False
+    activate: bool = True
+    priority: int = 1
+    asked_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +176,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a request got no answer. `code` is one of the protocol's error codes."""
+    """Why a request got no answer. `code` is one of the protocol's error codes; `fix` may say more than its hint."""
 
     code: str
     message: str
     because: tuple[str, ...] = ()
     retry_after_s: float | None = None
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +197,13 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What an unload gave back: `freed_bytes` of `held_bytes` in `took_s`."""
+    """What an unload gave back: `freed_bytes` of `held_bytes` in `took_s`. `parked`: its process stayed."""
 
     model: str
     held_bytes: int
     freed_bytes: int
     took_s: float
+    parked: bool = False
 
 
 class Phase(StrEnum):
@@ -167,27 +229,47 @@ class Phase(StrEnum):
 class Switch:
     """A change of residency under way, as a value. At most one exists.
 
-    `victims` go before `target` loads; `fallback` is loaded again when `target` fails; `losers` are the requests
-    that wait to hear of `failure` until the rollback has ended.
+    `victims` go before `target` loads on its `terms`, `overlapped` once it has; `fallback` is loaded again when
+    `target` fails; `losers` are the requests that wait to hear of `failure` until the rollback has ended.
     """
 
     serial: int
     target: str
-    ctx: int
+    terms: Terms
     phase: Phase
     began: float
     victims: tuple[str, ...] = ()
+    overlapped: tuple[str, ...] = ()
     released: tuple[Released, ...] = ()
     fallback: str | None = None
-    fallback_ctx: int = 0
+    fallback_terms: Terms = field(default_factory=Terms)
     failure: Fault | None = None
     losers: tuple[Ticket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """The configuration of the core."""
+class Memory:
+    """What outlives the daemon: which model is active, which are resident (in the order of loads), which pinned."""
 
+    active: str | None = None
+    resident: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The configuration of the core.
+
+    `exclusive`: one model holds memory at a time; else as many as fit. `strict`: refuse a load that the device has no
+    room for now, though the budget has. `park_s`: how long a model that had to go keeps its process, 0: not at all.
+    `buffer_bytes`: memory that loads leave free on the device.
+    """
+
+    exclusive: bool = True
+    strict: bool = False
+    park_s: float = 0.0
+    buffer_bytes: int = 0
+    guard: Thresholds = field(default_factory=Thresholds)
     patience_s: float = 2.0
     queue_max: int = 64
     slots: int = 1
@@ -201,9 +283,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything the core knows. `limit_bytes`: what models may hold in all.
+    """Everything the core knows. `limit_bytes`: what models may hold in all; `available_bytes`: what is free here
+    beside what the models are known to hold.
 
-    `grants` orders clients by their last grant, or their first arrival since: who has the least goes next.
+    `grants` orders clients by their last grant, or their first arrival since, and keeps its time: who has the least
+    goes next.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -215,5 +299,8 @@ class State:
     stopping: bool = False
     stopped: bool = False
     limit_bytes: int = 2**53
+    available_bytes: int = 2**53
+    guard: Guard = field(default_factory=Guard)
+    remembered: Memory = field(default_factory=Memory)
     serial: int = 0
-    grants: Mapping[int, int] = field(default_factory=dict)
+    grants: Mapping[int, tuple[int, float]] = field(default_factory=dict)

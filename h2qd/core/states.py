@@ -23,7 +23,11 @@ class Status(StrEnum):
     """Resident, but closed to new work because its memory is wanted; left when the running work has ended."""
 
     UNLOADING = "unloading"
-    """The worker was told to go; its memory counts as held until the process is gone."""
+    """The worker was told to go, or to free its context; its memory counts as held until that is proved."""
+
+    PARKED = "parked"
+    """The process lives without a context: the model's file is mapped, and most of it the kernel may take back. Loads
+    from here are fast. The first to go when memory is wanted."""
 
     FAILED = "failed"
     """No process, no memory. Failed lately: not tried again before its back-off ends or a person says so."""
@@ -38,12 +42,14 @@ class Move(StrEnum):
     DRAIN = "drain"
     RESUME = "resume"
     RELEASE = "release"
+    PARK = "park"
+    PARKED = "parked"
     GONE = "gone"
     FAIL = "fail"
     RESET = "reset"
 
 
-HOLDING = frozenset({Status.LOADING, Status.READY, Status.DRAINING, Status.UNLOADING})
+HOLDING = frozenset({Status.LOADING, Status.READY, Status.DRAINING, Status.UNLOADING, Status.PARKED})
 """Statuses with a worker process, and so with memory."""
 
 RESIDENT = frozenset({Status.READY, Status.DRAINING})
@@ -62,7 +68,13 @@ TABLE: dict[tuple[Status, Move], Status] = {
     (Status.DRAINING, Move.RELEASE): Status.UNLOADING,
     (Status.DRAINING, Move.GONE): Status.COLD,
     (Status.DRAINING, Move.FAIL): Status.FAILED,
+    (Status.READY, Move.PARK): Status.UNLOADING,
+    (Status.DRAINING, Move.PARK): Status.UNLOADING,
+    (Status.UNLOADING, Move.PARKED): Status.PARKED,
     (Status.UNLOADING, Move.GONE): Status.COLD,
+    (Status.PARKED, Move.LOAD): Status.LOADING,
+    (Status.PARKED, Move.RELEASE): Status.UNLOADING,  # its memory is wanted, or nobody came back for it
+    (Status.PARKED, Move.GONE): Status.COLD,
     (Status.FAILED, Move.LOAD): Status.LOADING,  # the back-off is over, or a person asks
     (Status.FAILED, Move.RESET): Status.COLD,
 }

@@ -10,19 +10,23 @@ no more. Called by `machine` after every event.
 
 from dataclasses import replace
 
-from h2qd.core.admission import effective_ctx, fit_fault, load_fault, plan_of, satisfies, tell_cold
+from h2qd.core import budget, evict
+from h2qd.core.admission import less_than_asked, load_offer, satisfies, satisfies_with, tell_cold
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
+    ResumeWorker,
     SetTimer,
     StartWorker,
-    StopGeneration,
     StopWorker,
     TellResident,
     Timer,
 )
+from h2qd.core.ending import cut_off
 from h2qd.core.failures import held_back
-from h2qd.core.records import Fault, Model, Phase, Released, State, Switch, Ticket, Want
+from h2qd.core.leaving import park, release, retire
+from h2qd.core.offers import parked_bytes
+from h2qd.core.records import Fault, Model, Phase, Released, State, Switch, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
 from h2qd.core.turn import Turn, worker_of
 
@@ -34,7 +38,7 @@ def advance(turn: Turn) -> None:
     for model in list(turn.holders()):
         if turn.waiting_for(model.name, Want.COLD):
             _advance_unload(turn, model)
-        elif model.status is Status.DRAINING and not _must_drain(turn.state, model.name):
+        elif model.status is Status.DRAINING and not _must_drain(turn.state, model):
             turn.move(model.name, Move.RESUME, "nobody wants its memory any more")
     if turn.state.switch is None:
         _begin_next(turn)
@@ -46,8 +50,11 @@ def advance(turn: Turn) -> None:
 def _advance_unload(turn: Turn, model: Model) -> None:
     """Unload a model that a ticket wants cold: at once when it is idle or loading, else when its work has ended."""
     if model.status is Status.LOADING:
-        _refuse_line(turn, model.name, Fault("load_cancelled", f"cannot load {model.name}: somebody unloaded it"))
-        call_off(turn, _switch_of(turn, model), "somebody unloaded it")
+        fault = Fault("load_cancelled", f"cannot load {model.name}: somebody unloaded it")
+        give_up(turn, _switch_of(turn, model), model, fault)
+        return
+    if model.status is Status.PARKED:
+        release(turn, model, "unload asked")
         return
     if model.status is Status.READY:
         model = turn.move(model.name, Move.DRAIN, "unload asked")
@@ -55,25 +62,13 @@ def _advance_unload(turn: Turn, model: Model) -> None:
         if any(ticket.force for ticket in turn.waiting_for(model.name, Want.COLD)):
             cut_off(turn, model, Fault("unloaded", f"cannot go on: {model.name} was unloaded by force"))
         if not turn.running_on(model.name):
-            _release(turn, model)
+            release(turn, model)
 
 
-def _must_drain(state: State, name: str) -> bool:
+def _must_drain(state: State, model: Model) -> bool:
     switch = state.switch
-    return state.stopping or (switch is not None and switch.phase is Phase.DRAIN and name in switch.victims)
-
-
-def _release(turn: Turn, model: Model) -> None:
-    turn.move(model.name, Move.RELEASE)
-    turn.emit(StopWorker(worker_of(model)))
-
-
-def cut_off(turn: Turn, model: Model, fault: Fault) -> None:
-    """End all work on a model now."""
-    for running in turn.running_on(model.name):
-        if running.ending is None:
-            turn.emit(StopGeneration(running.ticket.request, running.worker))
-        turn.refuse(running.ticket, running.ending or fault)
+    for_switch = switch is not None and switch.phase is Phase.DRAIN and model.name in switch.victims
+    return state.stopping or bool(model.leaving) or for_switch
 
 
 # --- the switch -------------------------------------------------------------------------------------
@@ -96,30 +91,69 @@ def _begin_next(turn: Turn) -> None:
         model = turn.model(ticket.model)
         if not needs_load(model, ticket):
             continue
-        fault = load_fault(turn, model, ticket)
-        if fault is None:
-            _begin(turn, model, ticket)
+        offer = load_offer(turn, model, ticket)
+        if not isinstance(offer, Fault):
+            _begin(turn, model, offer)
             return
-        turn.refuse(ticket, fault)  # while it waited the model failed, or the limit fell
+        turn.refuse(ticket, offer)  # while it waited the model failed, or memory got short
 
 
-def _begin(turn: Turn, target: Model, ticket: Ticket) -> None:
-    victims = tuple(m.name for m in turn.holders())
-    fallback = turn.state.active if turn.state.active in victims else None
+def _begin(turn: Turn, target: Model, terms: Terms) -> None:
+    """Begin a switch that loads `target` on `terms`.
+
+    1. Where one model at a time is the rule, the old one is busy and there is room for both: the load begins at once
+       (*overlap*), and the old model goes when the new one is there and its own work has ended.
+    2. Else the victims go first: at once when they are idle, after patience and drain when they are busy.
+    """
+    overlapped = _overlapped(turn, target, terms)
+    victims = () if overlapped else _victims(turn, target.name, terms)
+    fallback, fallback_terms = _fallback_of(turn, victims)
     busy = any(turn.running_on(name) for name in victims)
     switch = Switch(
         serial=turn.serial(),
         target=target.name,
-        ctx=effective_ctx(target, ticket.ctx),
+        terms=terms,
         phase=Phase.PATIENCE if busy else Phase.DRAIN,
         began=turn.now,
         victims=victims,
+        overlapped=overlapped,
         fallback=fallback,
-        fallback_ctx=turn.model(fallback).asked_ctx if fallback else 0,
+        fallback_terms=fallback_terms,
     )
     turn.set_switch(switch)
     if busy:
         turn.emit(SetTimer(Timer(Clock.PATIENCE, switch.serial), turn.now + turn.state.rules.patience_s))
+
+
+def _fallback_of(turn: Turn, victims: tuple[str, ...]) -> tuple[str | None, Terms]:
+    """What to load again if a load fails that `victims` go for, and on which terms: what is active, if it goes."""
+    active = turn.state.active
+    return (active, turn.model(active).terms) if active in victims else (None, Terms())
+
+
+def _victims(turn: Turn, target: str, terms: Terms) -> tuple[str, ...]:
+    """Who goes for a load on terms that were just offered."""
+    victims = _possible_victims(turn, target, terms)
+    if victims is None:
+        raise AssertionError(f"no victims make room for {target}, though it fits")
+    return victims
+
+
+def _possible_victims(turn: Turn, target: str, terms: Terms) -> tuple[str, ...] | None:
+    """Who goes for a load on `terms`, to fit what the device has now, else the budget; None when it fits neither."""
+    bounds = (budget.room(turn.state), turn.state.limit_bytes)
+    choices = (evict.victims(turn.state, target, terms.planned_bytes, bound, turn.now) for bound in bounds)
+    return next((victims for victims in choices if victims is not None), None)
+
+
+def _overlapped(turn: Turn, target: Model, terms: Terms) -> tuple[str, ...]:
+    """The models that may stay until the target is there; none when it must not load beside them."""
+    rest = budget.others(turn.state, target.name)
+    names = tuple(m.name for m in rest if m.status is not Status.PARKED)
+    busy = any(turn.running_on(name) for name in names)
+    settled = target.status not in HOLDING - {Status.PARKED} and all(m.status is not Status.UNLOADING for m in rest)
+    fits = budget.charged(rest) + terms.planned_bytes <= budget.room(turn.state)
+    return names if turn.state.rules.exclusive and busy and settled and fits else ()
 
 
 def _advance_switch(turn: Turn, switch: Switch) -> None:
@@ -129,10 +163,19 @@ def _advance_switch(turn: Turn, switch: Switch) -> None:
     tickets = _wanted(turn, switch.target)
     if not tickets:
         call_off(turn, switch, "nobody waits for it any more")
+    elif any(evict.is_kept(turn.model(name)) for name in _to_go(switch)):
+        call_off(turn, switch, "what was to go for it was pinned")
+    elif switch.phase in (Phase.PATIENCE, Phase.DRAIN) and not turn.state.guard.admits_loads:
+        call_off(turn, switch, "the device is short of memory")
     elif switch.phase in (Phase.PATIENCE, Phase.DRAIN):
         _advance_drain(turn, switch, tickets)
     elif switch.phase is Phase.UNLOAD:
         _advance_victims(turn, switch, tickets)
+
+
+def _to_go(switch: Switch) -> set[str]:
+    """The models that lose their memory to the switch, before or after its load."""
+    return {*switch.victims, *switch.overlapped} - {switch.target}
 
 
 def call_off(turn: Turn, switch: Switch, why: str) -> None:
@@ -146,19 +189,69 @@ def call_off(turn: Turn, switch: Switch, why: str) -> None:
             turn.emit(StopWorker(worker_of(model), at_once=True))
 
 
+def give_up(turn: Turn, switch: Switch, loading: Model, fault: Fault) -> None:
+    """Give up a load under way; who waits for it hears `fault`."""
+    turn.refuse_all(_wanted(turn, loading.name), fault)
+    call_off(turn, switch, fault.message)
+
+
 def _advance_drain(turn: Turn, switch: Switch, tickets: tuple[Ticket, ...]) -> None:
     if any(ticket.force for ticket in tickets):
         fault = Fault("unloaded", f"cannot go on: the memory was taken by force for {switch.target}")
         for name in switch.victims:
             cut_off(turn, turn.model(name), fault)
+    if switch.phase is Phase.PATIENCE:
+        chosen = _choose_again(turn, switch)
+        if chosen is None:
+            call_off(turn, switch, "it does not fit any more")
+            return
+        switch = chosen
     if any(turn.running_on(name) for name in switch.victims):
         return  # while patience lasts, `serve` grants before this looks: the line in front of a victim counts as work
     _end_patience(turn, switch)
+    kept_bytes = switch.terms.planned_bytes
     for name in switch.victims:
         model = turn.model(name)
-        if model.status in RESIDENT:
-            _release(turn, model)
+        if model.status is Status.PARKED:
+            release(turn, model, f"its memory is wanted for {switch.target}")
+        elif model.status in RESIDENT:
+            kept_bytes = _let_go(turn, model, switch, kept_bytes)
     turn.set_switch(replace(switch, phase=Phase.UNLOAD))
+
+
+def _choose_again(turn: Turn, switch: Switch) -> Switch | None:
+    """Look for a better way while patience lasts: a request may have rescued a victim, another may be idle by now.
+
+    None when there is no way left.
+    """
+    overlapped = _overlapped(turn, turn.model(switch.target), switch.terms)
+    victims = () if overlapped else _possible_victims(turn, switch.target, switch.terms)
+    if victims is None:
+        return None
+    if (set(victims), overlapped) != (set(switch.victims), switch.overlapped):
+        fallback, terms = _fallback_of(turn, victims)
+        switch = replace(switch, victims=victims, overlapped=overlapped, fallback=fallback, fallback_terms=terms)
+        turn.set_switch(switch)
+    return switch
+
+
+def _let_go(turn: Turn, model: Model, switch: Switch, kept_bytes: int) -> int:
+    """Have a victim go, or park it where the rules say so and there is room for it. Returns what is kept by then."""
+    state = turn.state
+    still = parked_bytes(model, state.rules.slots)
+    staying = budget.charged(m for m in budget.others(state, switch.target) if m.name not in switch.victims)
+    parks = (
+        state.rules.park_s > 0
+        and model.name != switch.target
+        and not model.leaving
+        and not turn.waiting_for(model.name, Want.COLD)
+        and kept_bytes + staying + still <= budget.room(state)
+    )
+    if not parks:
+        release(turn, model)
+        return kept_bytes
+    park(turn, model)
+    return kept_bytes + still
 
 
 def _end_patience(turn: Turn, switch: Switch) -> None:
@@ -179,50 +272,79 @@ def patience_over(turn: Turn, serial: int) -> None:
 
 def _advance_victims(turn: Turn, switch: Switch, tickets: tuple[Ticket, ...]) -> None:
     """Once the memory is back, load for the oldest ticket that still may; who began the switch may be gone."""
-    if any(turn.model(name).status in HOLDING for name in switch.victims):
-        return
     target = turn.model(switch.target)
-    ticket = next((t for t in tickets if load_fault(turn, target, t) is None), None)
-    if ticket is None:
+    if any(m.status in HOLDING - {Status.PARKED} for m in (target, *map(turn.model, switch.victims))):
+        return
+    offers = (load_offer(turn, target, ticket) for ticket in tickets)
+    terms = next((offer for offer in offers if not isinstance(offer, Fault)), None)
+    if terms is None:
         turn.set_switch(None)  # `_begin_next` tells them why
         return
-    ctx = effective_ctx(target, ticket.ctx)
-    _start_load(turn, target.name, ctx)
-    turn.set_switch(replace(switch, phase=Phase.LOAD, ctx=ctx))
+    if not _make_room(turn, switch, terms):
+        return
+    turn.set_switch(replace(switch, phase=Phase.LOAD, terms=terms))
+    _start_load(turn, target, terms)
 
 
-def _start_load(turn: Turn, name: str, ctx: int) -> None:
-    """Have a new worker load a model."""
-    model = turn.model(name)
-    worker = turn.serial()
-    planned = plan_of(model, ctx, turn.state.rules.slots).total_bytes
-    turn.move(name, Move.LOAD, worker=worker, asked_ctx=ctx, given_ctx=ctx, planned_bytes=planned)
-    turn.emit(StartWorker(worker, name, ctx, planned))
+def _make_room(turn: Turn, switch: Switch, terms: Terms) -> bool:
+    """Whether a load on `terms` fits beside what holds memory now. If not, more has to go first: it is told to."""
+    victims = () if switch.overlapped else _victims(turn, switch.target, terms)
+    if not victims:
+        return True
+    busy = any(turn.running_on(name) for name in victims)
+    phase = Phase.PATIENCE if busy else Phase.DRAIN
+    turn.set_switch(replace(switch, phase=phase, terms=terms, victims=(*switch.victims, *victims)))
+    if busy:
+        turn.emit(SetTimer(Timer(Clock.PATIENCE, switch.serial), turn.now + turn.state.rules.patience_s))
+    return False
+
+
+def _start_load(turn: Turn, model: Model, terms: Terms) -> None:
+    """Have a new worker load a model, or its parked one make a context for it."""
+    resumes = model.status is Status.PARKED
+    worker = worker_of(model) if resumes else turn.serial()
+    turn.move(
+        model.name,
+        Move.LOAD,
+        ", ".join(terms.less),
+        worker=worker,
+        terms=terms,
+        given_ctx=terms.ctx,
+        planned_bytes=terms.planned_bytes,
+    )
+    order = ResumeWorker if resumes else StartWorker
+    turn.emit(order(worker, model.name, terms, turn.state.rules.slots))
 
 
 # --- how a load ends --------------------------------------------------------------------------------
 
 
 def released(turn: Turn, gone: Released) -> None:
-    """A model is cold after an unload that was wanted: answer who waited for that, and note it in the switch."""
-    tell_cold(turn, gone.model, gone)
+    """A model gave its memory back as it was told: answer who waited for that, and note it in the switch."""
+    if turn.model(gone.model).status not in HOLDING:
+        tell_cold(turn, gone.model, gone)
     switch = turn.state.switch
     if switch is not None and gone.model in switch.victims:
         turn.set_switch(replace(switch, released=(*switch.released, gone)))
 
 
 def loaded(turn: Turn, model: Model) -> None:
-    """A load succeeded: commit the switch, or its rollback, and answer who waited for it."""
+    """A load succeeded: commit the switch, or its rollback, answer who waited for it, and let go what it replaces."""
     switch = _switch_of(turn, model)
     was_active = turn.state.active
-    turn.activate(model.name)
     turn.set_switch(None)
     if switch.phase is Phase.ROLLBACK:
         _answer_losers(turn, switch, f"rolled back: {model.name} is resident again")
         return
-    for ticket in turn.waiting_for(model.name, Want.RESIDENT):
-        if satisfies(model, ticket):
-            told = TellResident(
+    for name in switch.overlapped:
+        retire(turn, name, f"{model.name} took its place")
+    told = [t for t in turn.waiting_for(model.name, Want.RESIDENT) if satisfies(model, t)]
+    if was_active is None or turn.state.rules.exclusive or any(ticket.activate for ticket in told):
+        turn.activate(model.name)
+    for ticket in told:
+        turn.tell(
+            ticket,
+            TellResident(
                 ticket.request,
                 model.name,
                 changed=True,
@@ -231,30 +353,36 @@ def loaded(turn: Turn, model: Model) -> None:
                 load_s=model.load_s,
                 released=switch.released,
                 was_active=was_active,
-            )
-            turn.tell(ticket, told)
+                kv_type=model.terms.kv_type,
+                less=less_than_asked(model, ticket),
+                draining=switch.overlapped,
+            ),
+        )
 
 
 def load_failed(turn: Turn, model: Model, fault: Fault) -> None:
     """A load failed: roll back to what was active, or give up. `model` is in its failed status already."""
     switch = _switch_of(turn, model)
     turn.set_switch(None)
+    stayed = [name for name in switch.overlapped if turn.model(name).status in RESIDENT]
+    if stayed:
+        fault = replace(fault, because=(*fault.because, f"nothing changed: {', '.join(stayed)} stayed"))
     fallback = _fallback(turn, switch)
     if fallback is None:
         _answer_losers(turn, switch, f"and so did the rollback: {fault.message}")
-        _refuse_line(turn, model.name, fault)
+        turn.refuse_all(_wanted(turn, model.name), fault)
         return
+    terms = switch.fallback_terms
     losers = []
     for ticket in _wanted(turn, model.name):
-        wanted_ctx = effective_ctx(model, ticket.ctx) if ticket.ctx else switch.fallback_ctx
-        if fallback == model.name and wanted_ctx == switch.fallback_ctx:
+        if fallback == model.name and satisfies_with(model, terms, ticket):
             continue  # the rollback gives it what it wants
         if ticket.want is Want.RESIDENT:
             losers.append(ticket)
         else:
             turn.refuse(ticket, fault)
     turn.set_aside(losers)
-    _start_load(turn, fallback, switch.fallback_ctx)
+    _start_load(turn, turn.model(fallback), terms)
     turn.set_switch(replace(switch, phase=Phase.ROLLBACK, victims=(), failure=fault, losers=tuple(losers)))
 
 
@@ -263,20 +391,14 @@ def _fallback(turn: Turn, switch: Switch) -> str | None:
     name = switch.fallback
     if switch.phase is Phase.ROLLBACK or name is None or name != turn.state.active:
         return None
-    if (name, switch.fallback_ctx) == (switch.target, switch.ctx):
+    if (name, switch.fallback_terms) == (switch.target, switch.terms):
         return None  # that is what failed just now
     model = turn.model(name)
-    if held_back(model, turn.now, explicit=True) or fit_fault(turn.state, model, switch.fallback_ctx):
+    fits = switch.fallback_terms.planned_bytes <= budget.free(turn.state, {name})
+    going = model.status is Status.UNLOADING  # it was parked, and has to go all the same
+    if going or held_back(model, turn.now, explicit=True) or not fits or not turn.state.guard.admits_loads:
         return None
     return name
-
-
-def leave_losers(turn: Turn, switch: Switch, request: int, fault: Fault) -> None:
-    """End a request that waits for the end of a rollback, if it does."""
-    for ticket in switch.losers:
-        if ticket.request == request:
-            turn.set_switch(replace(switch, losers=tuple(t for t in switch.losers if t is not ticket)))
-            turn.refuse(ticket, fault)
 
 
 def _switch_of(turn: Turn, model: Model) -> Switch:
@@ -284,10 +406,6 @@ def _switch_of(turn: Turn, model: Model) -> Switch:
     if turn.state.switch is None:
         raise AssertionError(f"{model.name} loads outside of a switch")
     return turn.state.switch
-
-
-def _refuse_line(turn: Turn, name: str, fault: Fault) -> None:
-    turn.refuse_all(_wanted(turn, name), fault)
 
 
 def _answer_losers(turn: Turn, switch: Switch, ending: str) -> None:

@@ -23,8 +23,19 @@ from h2qd.core.effects import (
     TellResident,
     Timer,
 )
-from h2qd.core.records import STORY_ENTRIES_MAX, Fault, Model, Running, State, StoryEntry, Switch, Ticket, Want
-from h2qd.core.states import HOLDING, Move, next_status
+from h2qd.core.records import (
+    STORY_ENTRIES_MAX,
+    Fault,
+    Memory,
+    Model,
+    Running,
+    State,
+    StoryEntry,
+    Switch,
+    Ticket,
+    Want,
+)
+from h2qd.core.states import HOLDING, RESIDENT, Move, next_status
 
 
 def worker_of(model: Model) -> int:
@@ -61,9 +72,11 @@ class Turn:
         return (m for m in self.state.models.values() if m.status in HOLDING)
 
     def change(self, name: str, **fields: Any) -> Model:
-        """Change facts of a model, but not its status."""
-        model = replace(self.state.models[name], **fields)
-        self.state = replace(self.state, models={**self.state.models, name: model})
+        """Change facts of a model, but not its status. What it holds more is free no longer, what it holds less is."""
+        before = self.state.models[name]
+        model = replace(before, **fields)
+        free_bytes = self.state.available_bytes - (model.held_bytes - before.held_bytes)
+        self.state = replace(self.state, models={**self.state.models, name: model}, available_bytes=free_bytes)
         return model
 
     def move(self, name: str, move: Move, detail: str = "", **fields: Any) -> Model:
@@ -93,7 +106,18 @@ class Turn:
         """Make a model the one that unnamed requests mean."""
         if self.state.active != name:
             self.state = replace(self.state, active=name)
-            self.emit(Remember(name))
+
+    def remember(self) -> None:
+        """Have kept across restarts what is not yet. During a switch or a stop the residents stay as kept before."""
+        state = self.state
+        resident = state.remembered.resident
+        if state.switch is None and not state.stopping:
+            order = sorted(state.models.values(), key=lambda m: m.loaded_at)
+            resident = tuple(m.name for m in order if m.status in RESIDENT and not m.leaving)
+        memory = Memory(state.active, resident, tuple(m.name for m in state.models.values() if m.pinned))
+        if memory != state.remembered:
+            self.state = replace(state, remembered=memory)
+            self.emit(Remember(memory))
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -164,7 +188,7 @@ class Turn:
             self.set_aside((ticket,))
 
     def _rank(self, client: int, rank: int) -> None:
-        grants = {**self.state.grants, client: rank}
+        grants = {**self.state.grants, client: (rank, self.now)}
         if len(grants) > _CLIENTS_KNOWN_MAX:
             del grants[min(grants, key=grants.__getitem__)]
         self.state = replace(self.state, grants=grants)

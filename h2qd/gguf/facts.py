@@ -70,6 +70,8 @@ def facts(header: Header) -> ModelFacts:
         sliding_window=kept.sliding_window,
         sliding=kept.sliding,
         recurrent_bytes=kept.recurrent_bytes,
+        recurrent_width=kept.recurrent_width,
+        merges=_merges(header),
         chat_template=_has_text(header, "tokenizer.chat_template"),
     )
 
@@ -131,6 +133,12 @@ def _vocabulary(header: Header, keys: Keys) -> int:
     if not 1 <= entries <= VOCABULARY_MAX:
         raise GgufError(f"cannot use a vocabulary of {entries} entries: between 1 and {VOCABULARY_MAX}")
     return entries
+
+
+def _merges(header: Header) -> int:
+    """Rules by which a byte-pair tokenizer joins tokens: as many as tokens, or none."""
+    merges = header.values.get("tokenizer.ggml.merges")
+    return min(merges.length, VOCABULARY_MAX) if isinstance(merges, Skipped) and merges.kind == "string" else 0
 
 
 def _quantization(header: Header) -> str:

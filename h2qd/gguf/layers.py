@@ -88,12 +88,16 @@ _RECURRENT_BUT_EVERY_NTH = frozenset({"minimax-01", "qwen35", "qwen35moe", "qwen
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What the layers keep. `kv_heads` is 0 where a layer caches nothing; `recurrent_bytes` is for one sequence."""
+    """What the layers keep. `kv_heads` is 0 where a layer caches nothing; `recurrent_bytes` is for one sequence.
+
+    `recurrent_width` is how many elements of a token a recurrent layer works on at once, 0 where none of them says.
+    """
 
     kv_heads: list[int]
     sliding_window: int
     sliding: list[bool]
     recurrent_bytes: int
+    recurrent_width: int
 
 
 def read_layers(
@@ -109,7 +113,8 @@ def read_layers(
     recurrent_bytes = states * _state_elements(keys, heads, embedding, key_length) * _FLOAT_BYTES if states else 0
     if recurrent_bytes > STATE_BYTES_MAX:
         raise GgufError(f"cannot use a recurrent state of {recurrent_bytes} bytes: at most {STATE_BYTES_MAX}")
-    return Layers(cached, window, sliding, recurrent_bytes)
+    width = keys.integer("ssm.inner_size", 0, _WIDTH_MAX, 0) if states else 0
+    return Layers(cached, window, sliding, recurrent_bytes, width)
 
 
 def _recurrent(keys: Keys, count: int, kv_heads: list[int]) -> list[bool]:

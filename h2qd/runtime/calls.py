@@ -15,6 +15,7 @@ from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.runtime.server import Client, Server
 from h2qd.runtime.streams import Outlet, TextOutlet
+from h2qd.wire import messages as m
 from h2qd.wire.codes import CODES
 from h2qd.wire.frames import Kind, Request, WireError, response_frames
 from h2qd.wire.limits import HEARTBEAT_MS, REQUESTS_PER_CLIENT_MAX
@@ -40,6 +41,7 @@ class Call:
     op: str
     arrived: float
     model: str | None = None
+    priority: m.Priority = "normal"
     outlet: Outlet | None = None
     streaming: bool = False
     credit: int = 0
@@ -125,7 +127,7 @@ class Calls:
         body = ErrorReply(
             code=code.name,
             message=fault.message,
-            hint=code.hint,
+            hint=fault.fix or code.hint,
             because=list(fault.because),
             retryable=code.retryable,
             retry_after_ms=after,

@@ -75,6 +75,10 @@ class Group:
         self.folder = folder
         self._dialect = dialect
 
+    def limit(self, limit_bytes: int) -> None:
+        """Set another limit. Raises `OSError`, also when the group holds more than that and cannot give it up."""
+        _write(self.folder / self._dialect.limit, limit_bytes)
+
     def attach(self, pid: int) -> None:
         """Move a process in; what it holds so far stays charged where it was. Raises `OSError`."""
         _write(self.folder / "cgroup.procs", pid)

@@ -9,11 +9,11 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 from h2qd import __version__
 from h2qd.core.admission import SHUTTING_DOWN, no_such_model
-from h2qd.core.events import ForgetAsked, RequestAbandoned, RequestArrived
+from h2qd.core.events import ForgetAsked, PinAsked, RequestAbandoned, RequestArrived
 from h2qd.core.records import Fault, Ticket, Want
 from h2qd.logs import get_logger
 from h2qd.runtime import views
@@ -64,6 +64,19 @@ class Surroundings:
     version: Callable[[], m.Version]
     config: Callable[[], m.Config]
     doctor: Callable[[], m.Doctor]
+    top: Callable[[], m.Top]
+
+
+class Wishes(TypedDict, total=False):
+    """The fields of a ticket that not every command sets."""
+
+    ctx: int
+    kv_type: str
+    force: bool
+    reset: bool
+    exact: bool
+    activate: bool
+    priority: int
 
 
 class Commands:
@@ -98,6 +111,7 @@ class Commands:
             "daemon.version": lambda call, _: calls.reply(call, surroundings.version()),
             "daemon.config": lambda call, _: calls.reply(call, surroundings.config()),
             "daemon.doctor": lambda call, _: calls.reply(call, surroundings.doctor()),
+            "daemon.top": lambda call, _: calls.reply(call, surroundings.top()),
             "model.ps": lambda call, _: calls.reply(call, views.ps(supervisor.state, residents, calls)),
             "model.list": self._list,
             "model.show": self._show,
@@ -106,8 +120,10 @@ class Commands:
             "model.import": self._import,
             "model.remove": self._remove,
             "model.load": self._load,
-            "model.switch": self._load,
+            "model.switch": self._switch,
             "model.unload": self._unload,
+            "model.pin": lambda call, ask: self._pin(call, ask, pinned=True),
+            "model.unpin": lambda call, ask: self._pin(call, ask, pinned=False),
             "infer.text": self._infer_text,
             "infer.chat": self._infer_chat,
             "request.cancel": self._cancel,
@@ -213,7 +229,7 @@ class Commands:
 
     def _plan(self, call: Call, ask: m.PlanAsk) -> None:
         state = self._supervisor.state
-        self._calls.reply(call, views.plan(state, state.models[self._known(ask.model)], ask.ctx or 0))
+        self._calls.reply(call, views.plan(state, state.models[self._known(ask.model)], ask))
 
     def _known(self, name: str) -> str:
         """The name, which is registered."""
@@ -268,24 +284,53 @@ class Commands:
         self._supervisor.post(ForgetAsked(self._now(), call.number, ask.model))
 
     def _load(self, call: Call, ask: m.Load) -> None:
-        self._claim(call, ask.model, Want.RESIDENT, ctx=ask.ctx or 0, force=ask.force, reset=ask.reset)
+        self._make_resident(call, ask, activate=False)
+
+    def _switch(self, call: Call, ask: m.Load) -> None:
+        self._make_resident(call, ask, activate=True)
+
+    def _make_resident(self, call: Call, ask: m.Load, *, activate: bool) -> None:
+        self._claim(
+            call,
+            ask.model,
+            Want.RESIDENT,
+            ctx=ask.ctx or 0,
+            kv_type=ask.kv_type or "",
+            force=ask.force,
+            reset=ask.reset,
+            exact=ask.exact,
+            activate=activate,
+        )
 
     def _unload(self, call: Call, ask: m.Unload) -> None:
         self._claim(call, ask.model, Want.COLD, force=ask.force)
 
-    def _claim(
-        self, call: Call, model: str | None, want: Want, *, ctx: int = 0, force: bool = False, reset: bool = False
-    ) -> None:
+    def _pin(self, call: Call, ask: m.OfModel, *, pinned: bool) -> None:
+        call.model = self._known(ask.model)
+        self._supervisor.post(PinAsked(self._now(), call.number, ask.model, pinned))
+
+    def _claim(self, call: Call, model: str | None, want: Want, **wishes: Unpack[Wishes]) -> None:
         """Make the call a ticket for a model, by default the active one."""
         name = model or self._supervisor.state.active or ""
         if name and name not in self._supervisor.state.models:
             raise Refusal(self._unknown(name))
         call.model = name or None
-        ticket = Ticket(call.number, call.client.pid, want, name, call.arrived, call.deadline, ctx, force, reset)
+        ticket = Ticket(call.number, call.client.pid, want, name, call.arrived, call.deadline, **wishes)
         call.deadline = None  # the core's from here on
         self._supervisor.post(RequestArrived(self._now(), ticket))
         if not call.ended:
+            self._follow_variant(call)
+        if not call.ended:
             self.tell_progress(call)
+
+    def _follow_variant(self, call: Call) -> None:
+        """Where a variant stands in for the model that was asked for, the call is about the variant from here on."""
+        state = self._supervisor.state
+        ticket = state.waiting.by_request.get(call.number)
+        running = state.running.get(call.number)
+        claim = ticket or (running.ticket if running is not None else None)
+        if claim is not None:
+            call.model = claim.model
 
     # --- inference --------------------------------------------------------------------------------
 
@@ -311,7 +356,8 @@ class Commands:
         call.streaming, call.credit = ask.stream, ask.window
         if call.deadline is None:
             call.deadline = call.arrived + self._deadline_s
-        self._claim(call, ask.model, Want.INFER)
+        call.priority = ask.priority
+        self._claim(call, ask.model, Want.INFER, priority=_PRIORITIES[ask.priority])
 
     def _credit(self, client: Client, credit: m.Credit) -> None:
         if (call := self._calls.of_client(client, credit.id)) is not None:
@@ -343,6 +389,8 @@ class Commands:
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
+
+_PRIORITIES: dict[m.Priority, int] = {"low": 0, "normal": 1, "high": 2}
 
 _Handler: TypeAlias = Callable[[Call, Any], None]
 """A handler takes the call and its body, decoded as the catalogue says."""

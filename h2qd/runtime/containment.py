@@ -54,6 +54,19 @@ class Container:
         else:
             self._containers.trouble = ""
 
+    def resize(self, planned_bytes: int) -> None:
+        """Follow a new plan: only a larger one, since what the process holds now must stay within."""
+        self.planned_bytes = planned_bytes
+        limit = self._containers.limit_bytes(planned_bytes)
+        if self._group is None or self.limit_bytes is None or limit <= self.limit_bytes:
+            return
+        try:
+            self._group.limit(limit)
+        except OSError as error:
+            self._containers.complain(f"cannot raise the limit of a cgroup to {_gib(limit)}: {error.strerror}")
+        else:
+            self.limit_bytes = limit
+
     def oom_kills(self) -> int:
         """How many processes the kernel killed for want of memory: in here, or without walls on the whole machine."""
         if self._group is not None:
@@ -117,13 +130,17 @@ class Containers:
         """Walls for worker number `worker`, to be attached before it takes memory."""
         if self._home is None:
             return Container(self, planned_bytes, None, None)
-        limit = planned_bytes + max(self._margin(planned_bytes), MARGIN_BYTES_MIN)
+        limit = self.limit_bytes(planned_bytes)
         try:
             group = self._home.make(f"worker-{worker}", limit)
         except OSError as error:
             self.complain(f"cannot make a cgroup of {_gib(limit)}: {error.strerror}")
             return Container(self, planned_bytes, None, None)
         return Container(self, planned_bytes, limit, group)
+
+    def limit_bytes(self, planned_bytes: int) -> int:
+        """What a worker of such a plan may hold."""
+        return planned_bytes + max(self._margin(planned_bytes), MARGIN_BYTES_MIN)
 
     def remove(self, group: Group) -> None:
         """A container is done with its group."""

@@ -29,10 +29,11 @@ def examine(
     zygote_ready: bool,
     manifests: Mapping[str, Manifest],
     missing: Mapping[str, ModelRow],
+    stall_trouble: str,
 ) -> Iterator[Check]:
     """All findings, the good ones too."""
     yield _memory(limit_bytes, available_bytes)
-    yield _pressure()
+    yield _pressure(stall_trouble)
     yield _cgroup(containers)
     yield _state(state_dir)
     yield _engine(libraries, ready=zygote_ready)
@@ -42,14 +43,15 @@ def examine(
 def _memory(limit: int, available: int) -> Check:
     detail = f"models may hold {limit / _GIB:.2f} GiB, {available / _GIB:.2f} GiB are available now"
     if limit < _SMALL_LIMIT_BYTES:
-        return Check("memory", "warn", detail, "raise memory.limit, or lower memory.safety_buffer")
+        return Check("memory", "warn", detail, "raise memory.model_limit, or lower memory.safety_buffer")
     return Check("memory", "ok", detail)
 
 
-def _pressure() -> Check:
-    if Path("/proc/pressure/memory").exists():
-        return Check("pressure", "ok", "the kernel reports memory pressure (PSI)")
-    return Check("pressure", "warn", "the kernel reports no memory pressure (PSI)", "boot with psi=1")
+def _pressure(trouble: str) -> Check:
+    if not trouble:
+        return Check("pressure", "ok", "the kernel tells at once when tasks stall for want of memory (PSI)")
+    detail = f"memory is looked at each second only: {trouble}"
+    return Check("pressure", "warn", detail, "boot with psi=1, on Linux 6.5 or later")
 
 
 def _cgroup(containers: Containers) -> Check:

@@ -28,18 +28,23 @@ class Heap:
     def __init__(self, resident_bytes: Callable[[], int]) -> None:
         self._resident_bytes = resident_bytes
         libc = ctypes.CDLL(None)
-        self._trim: Callable[[int], int] | None = getattr(libc, "malloc_trim", None)
+        self._malloc_trim: Callable[[int], int] | None = getattr(libc, "malloc_trim", None)
         self._least: int | None = None
         self._looks = 0
-        if self._trim is not None:
+        if self._malloc_trim is not None:
             libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
     def look(self) -> None:
         """Trim if it may be worth it: takes well under a millisecond for what a daemon holds."""
-        if self._trim is None:
+        if self._malloc_trim is None:
             return
         self._looks += 1
         size = self._resident_bytes()
         self._least = size if self._least is None else min(self._least, size)
         if size > self._least + _WORTH_BYTES and self._looks % _LOOKS_PER_TRIM == 0:
-            self._trim(0)
+            self._malloc_trim(0)
+
+    def trim(self) -> None:
+        """Give back whatever is free, now."""
+        if self._malloc_trim is not None:
+            self._malloc_trim(0)

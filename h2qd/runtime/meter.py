@@ -1,8 +1,9 @@
 """Reads memory where it binds: the machine, the cgroups around a process, and processes themselves. Bytes.
 
 Parsers are pure; `root` is put before /proc and /sys so that tests can read trees of their own. It judges nothing:
-what a reading means is decided by the core. Readings of the machine and of cgroups take well under a millisecond;
-`pss_bytes` walks the page tables of its process, takes milliseconds for gigabytes, and must run off the event loop.
+what a reading means is decided by the core. Whoever looks again and again uses `readings`, which shares the parsers.
+Readings of the machine and of cgroups take about a millisecond; `pss_bytes` walks the page tables of its process,
+takes milliseconds for gigabytes, and must run off the event loop.
 A figure that cannot be read does not raise: processes that are gone hold 0, limits that are unreadable do not bind.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _OCTAL = re.compile(r"\\([0-7]{3})")
+_STALL = re.compile(r"^(some|full) avg10=([0-9]{1,3}\.[0-9]{1,2})(?: |$)", re.MULTILINE)
 
 
 # --- parsers ----------------------------------------------------------------------------------------
@@ -23,21 +25,26 @@ def parse_sizes(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 3 and words[0].endswith(":") and words[1].isdigit() and words[2] == "kB":
+        if len(words) == 3 and words[0].endswith(":") and _is_count(words[1]) and words[2] == "kB":
             sizes[words[0][:-1]] = int(words[1]) * 1024
     return sizes
 
 
 def parse_counts(text: str) -> dict[str, int]:
-    """The `name N` lines of a memory.stat."""
+    """The `name N` lines of a memory.stat, a memory.events or /proc/vmstat."""
     pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and _is_count(pair[1])}
 
 
 def parse_limit(text: str) -> int | None:
     """A limit file of a cgroup; None for "max" and for what is no number."""
     text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if _is_count(text) else None
+
+
+def parse_stalls(text: str) -> dict[str, float]:
+    """A pressure file (Documentation/accounting/psi.rst): percent of the last 10 s, under "some" and "full"."""
+    return {name: min(100.0, float(share)) for name, share in _STALL.findall(text)}
 
 
 def parse_memberships(text: str) -> dict[str, str]:
@@ -64,6 +71,11 @@ def parse_mounts(text: str) -> dict[str, tuple[str, str]]:
         elif kind[0] == "cgroup" and "memory" in kind[2].split(","):
             mounts.setdefault("memory", (_unescaped(places[3]), _unescaped(places[4])))
     return mounts
+
+
+def _is_count(word: str) -> bool:
+    """Whether `int` takes it, as a number that the kernel can mean (64 bits)."""
+    return word.isascii() and word.isdigit() and len(word) <= 20
 
 
 def _unescaped(path: str) -> str:
@@ -101,10 +113,18 @@ def _limited_groups(root: Path, pid: int | None) -> Iterator[tuple[Path, int]]:
 
 
 def _groups(root: Path, pid: int | None) -> Iterator[Path]:
-    """The folders of the cgroups around `pid`, v2 and v1, as far up as they can be seen from here."""
     process = root / "proc" / ("self" if pid is None else str(pid))
-    memberships = parse_memberships(_text(process / "cgroup"))
-    for controller, (top, point) in parse_mounts(_text(process / "mountinfo")).items():
+    for _, folder in group_folders(root, _text(process / "cgroup"), _text(process / "mountinfo")):
+        yield folder
+
+
+def group_folders(root: Path, cgroup: str, mountinfo: str) -> Iterator[tuple[str, Path]]:
+    """The hierarchy ("" is v2, "memory" v1) and folder of each cgroup around a process, innermost first.
+
+    As far up as they can be seen from here; from the texts of the process's /proc/PID/cgroup and mountinfo.
+    """
+    memberships = parse_memberships(cgroup)
+    for controller, (top, point) in parse_mounts(mountinfo).items():
         if controller not in memberships:
             continue
         inside = os.path.relpath(memberships[controller], top)
@@ -112,15 +132,19 @@ def _groups(root: Path, pid: int | None) -> Iterator[Path]:
         parts = () if inside.startswith("..") else Path(inside).parts
         folder = root / point.lstrip("/")
         for depth in range(len(parts), -1, -1):
-            yield folder.joinpath(*parts[:depth])
+            yield controller, folder.joinpath(*parts[:depth])
+
+
+def held_bytes(used_bytes: int, stat: str) -> int:
+    """What a group uses and would not give up at once, from its memory.stat."""
+    counts = parse_counts(stat)
+    # v1's plain counters leave out the groups below; its total_ ones are what v2 counts.
+    return used_bytes - counts.get("total_inactive_file", counts.get("inactive_file", 0))
 
 
 def _held(group: Path) -> int:
-    """What `group` uses and would not give up at once."""
     used = parse_limit(_text(group / "memory.current")) or parse_limit(_text(group / "memory.usage_in_bytes")) or 0
-    stat = parse_counts(_text(group / "memory.stat"))
-    # v1's plain counters leave out the groups below; its total_ ones are what v2 counts.
-    return used - stat.get("total_inactive_file", stat.get("inactive_file", 0))
+    return held_bytes(used, _text(group / "memory.stat"))
 
 
 # --- processes --------------------------------------------------------------------------------------
@@ -143,7 +167,7 @@ def tree_pss(pids: Iterable[int], root: str = "/") -> int:
 def rss_bytes(pid: int, root: str = "/") -> int:
     """The resident memory of `pid`, shared pages counted in full; 0 when it is gone. Cheap."""
     words = _text(Path(root, "proc", str(pid), "statm")).split()
-    return int(words[1]) * _PAGE_BYTES if len(words) > 1 and words[1].isdigit() else 0
+    return int(words[1]) * _PAGE_BYTES if len(words) > 1 and _is_count(words[1]) else 0
 
 
 def _text(path: Path) -> str:

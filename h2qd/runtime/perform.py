@@ -13,14 +13,19 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import assert_never
 
+import msgspec
+
 from h2qd.core.effects import (
     ClearTimer,
     Complete,
     Effect,
     Exit,
+    Learn,
+    ParkWorker,
     Publish,
     Refuse,
     Remember,
+    ResumeWorker,
     SetTimer,
     StartGeneration,
     StartWorker,
@@ -28,8 +33,11 @@ from h2qd.core.effects import (
     StopWorker,
     TellCold,
     TellForgotten,
+    TellPinned,
     TellResident,
+    TrimCaches,
 )
+from h2qd.core.lessons import Lesson
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.runtime.calls import Call, Calls
@@ -38,7 +46,7 @@ from h2qd.runtime.residents import Residents
 from h2qd.runtime.timers import Timers
 from h2qd.runtime.views import answer, released, residency
 from h2qd.store.registry import Manifest, Memory, Registry
-from h2qd.wire.messages import Removed, Unloaded
+from h2qd.wire.messages import Pinned, Removed, Unloaded
 
 log = get_logger()
 
@@ -56,6 +64,7 @@ class Performer:
         manifests: dict[str, Manifest],
         disk: Executor,
         threads: int,
+        trim: Callable[[], None],
         on_exit: Callable[[], None],
     ) -> None:
         self._calls = calls
@@ -66,6 +75,7 @@ class Performer:
         self._manifests = manifests
         self._disk = disk
         self._threads = threads
+        self._trim = trim
         self._on_exit = on_exit
 
     def __call__(self, effect: Effect) -> None:
@@ -81,11 +91,11 @@ class Performer:
         match effect:
             case StartWorker(worker=worker, model=model):
                 self._residents.not_started(worker, model, "a defect, see the log")
-            case StopWorker(worker=worker):
+            case StopWorker(worker=worker) | ParkWorker(worker=worker) | ResumeWorker(worker=worker):
                 self._residents.kill(worker)
             case StartGeneration(request=request):
                 self._residents.not_generated(request)
-            case Complete() | TellResident() | TellCold() | TellForgotten() | Refuse():
+            case Complete() | TellResident() | TellCold() | TellPinned() | TellForgotten() | Refuse():
                 self._apologize(effect.request)
             case _:
                 pass
@@ -98,8 +108,12 @@ class Performer:
 
     def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
         match effect:
-            case StartWorker(worker=worker, model=model, ctx=ctx, planned_bytes=planned):
-                self._residents.start(worker, self._manifests[model], ctx, self._threads, planned)
+            case StartWorker(worker=worker, model=model, terms=terms, slots=slots):
+                self._residents.start(worker, self._manifests[model], terms, slots, self._threads)
+            case ResumeWorker(worker=worker, terms=terms, slots=slots):
+                self._residents.resume(worker, terms, slots)
+            case ParkWorker(worker=worker):
+                self._residents.park(worker)
             case StopWorker(worker=worker, at_once=at_once):
                 self._residents.stop(worker, at_once=at_once)
             case StartGeneration(request=request, worker=worker):
@@ -110,6 +124,9 @@ class Performer:
                 self._complete(request)
             case TellResident(request=request):
                 self._with(request, lambda call: self._calls.reply(call, residency(effect, call.arrived)))
+            case TellPinned(request=request):
+                pin = Pinned(effect.model, effect.pinned, effect.changed)
+                self._with(request, lambda call: self._calls.reply(call, pin))
             case TellCold(request=request, model=model):
                 told = None if effect.released is None else released(effect.released)
                 body = Unloaded(model, told is not None, told)
@@ -125,12 +142,23 @@ class Performer:
             case Publish(topic=topic, event=event, model=model, data=data):
                 log.info(event, model=model, **{key: value for key, value in data.items() if value not in ("", None)})
                 self._notices.publish(topic, event, model, data)
-            case Remember(active=active):
-                self._write(lambda: self._registry.remember(Memory(active=active)))
+            case Remember(memory=kept):
+                memory = Memory(active=kept.active, resident=list(kept.resident), pinned=list(kept.pinned))
+                self._write(lambda: self._registry.remember(memory))
+            case Learn(model=model, lessons=lessons):
+                self._learn(model, lessons)
+            case TrimCaches():
+                self._trim()
             case Exit():
                 self._on_exit()
             case _:
                 assert_never(effect)
+
+    def _learn(self, model: str, lessons: tuple[Lesson, ...]) -> None:
+        """Keep with a model what its loads were measured to take."""
+        manifest = msgspec.structs.replace(self._manifests[model], lessons=list(lessons))
+        self._manifests[model] = manifest
+        self._write(lambda: self._registry.put(manifest))
 
     def _forget(self, request: int, model: str) -> None:
         """Take a model out of the store; its client hears of it when that is done, or why it is not."""

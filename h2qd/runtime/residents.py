@@ -1,26 +1,27 @@
 """Resident models as processes: what the core's worker effects do, and what the workers report as events.
 
 Between a worker and the calls that it serves tokens pass here and nowhere else; the core hears only of the ends.
-Memory is measured off the loop, as PSS of the zygote and all workers (the supervisor's own is not what a load
-takes): while nothing is resident, after a load, before a stop, after the exit. So an unload is proved by what
-this tree holds less.
+Memory is weighed (`scales`) after a load, before a stop, after the exit: so an unload is proved by what the process
+tree holds less; and in between, as often as that costs next to nothing.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Executor
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import get_args
 
-from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerReady
-from h2qd.core.records import Fault
+from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerParked, WorkerReady
+from h2qd.core.records import Fault, Terms
 from h2qd.logs import get_logger
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.scales import Scales, Weights
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.registry import Manifest
 from h2qd.wire.codes import CODES
+from h2qd.wire.messages import KvType
 from h2qd.wire.names import shown
 from h2qd.wire.workers import (
     CancelGeneration,
@@ -30,32 +31,42 @@ from h2qd.wire.workers import (
     Loaded,
     Loading,
     LoadModel,
+    Parked,
+    ParkModel,
     Prefilling,
+    ResumeModel,
     Text,
 )
 
 log = get_logger()
 
-_MEASURE_S_MAX = 2.0
-"""A page table that is locked for this long, by a disk that does not answer, is not waited for."""
+_WEIGHING_SHARE = 0.01
+"""Of the time, spent on weighing workers again and again: their page tables are locked meanwhile."""
 
-_SETTLED_S = 5.0
-"""At most this often a busy model is measured again."""
+_NEWS_BYTES = 2**20
+"""What a worker holds more or less, before the core hears of it."""
+
+_WHOLE_BATCH_TOKENS = 512
+"""A prompt of so many tokens has touched all the buffers that prompts will touch."""
 
 
 @dataclass(slots=True, eq=False)
 class _Resident:
-    """A worker with its model. `tree_before` is what the process tree held before the load, in bytes."""
+    """A worker with its model, and what was measured of it. `before`: the tree before it was told to stop or park."""
 
     worker: Worker
     model: str
-    tree_before: int
-    tree_stopped: int = 0
+    before: Weights | None = None
     stop_began: float = 0.0
     fraction: float = 0.0
     device: str = "cpu"
-    measured_at: float = 0.0
+    held_bytes: int = 0
+    exercised: bool = False
+    told_exercised: bool = False
     ready: bool = False
+    tokens: int = 0
+    tokens_at: float = 0.0
+    tokens_per_s: float = 0.0
 
 
 class Residents:
@@ -68,26 +79,29 @@ class Residents:
         patience: Patience,
         calls: Calls,
         post: Callable[[Event], None],
-        measure: Callable[[Iterable[int]], int],
-        meter: Executor,
+        scales: Scales,
+        look: Callable[[], None],
     ) -> None:
         self._zygote = zygote
         self._containers = containers
         self._patience = patience
         self._calls = calls
         self._post = post
-        self._measure = measure
-        self._meter = meter
+        self._scales = scales
+        self._look = look
         self._residents: dict[int, _Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tree_idle = 0
+        self._weighing = False
+        self._weigh_at = 0.0
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def start(self, number: int, manifest: Manifest, ctx: int, threads: int, planned_bytes: int) -> None:
-        """Start worker `number` and have it load a model, within `planned_bytes` and a margin."""
-        order = LoadModel(manifest.backend, manifest.path, ctx, threads, manifest.identity)
-        container = self._containers.contain(number, planned_bytes)
+    def start(self, number: int, manifest: Manifest, terms: Terms, slots: int, threads: int) -> None:
+        """Start worker `number` and have it load a model on `terms`, within its plan and a margin."""
+        order = LoadModel(
+            manifest.backend, manifest.path, terms.ctx, threads, manifest.identity, slots, _kv_type(terms.kv_type)
+        )
+        container = self._containers.contain(number, terms.planned_bytes)
         try:
             worker = Worker(
                 number,
@@ -104,7 +118,40 @@ class Residents:
             log.error("worker.not_started", worker=number, model=manifest.name, error=str(error))  # noqa: TRY400 - expected
             self.not_started(number, manifest.name, error.strerror or "the system refuses")
             return
-        self._residents[number] = _Resident(worker, manifest.name, self._tree_idle)
+        self._residents[number] = _Resident(worker, manifest.name)
+
+    def resume(self, number: int, terms: Terms, slots: int) -> None:
+        """Have a parked worker make a context on `terms`."""
+        resident = self._residents.get(number)
+        if resident is None:
+            return  # it is gone: its exit is on its way to the core
+        resident.fraction = 0.0
+        resident.worker.resume(ResumeModel(terms.ctx, slots, _kv_type(terms.kv_type)), terms.planned_bytes)
+
+    def park(self, number: int) -> None:
+        """Have a worker free its context."""
+        if (resident := self._residents.get(number)) is not None:
+            resident.stop_began = time.monotonic()
+            resident.ready = False
+            self._spawn(self._measure_and_park(resident))
+
+    async def _measure_and_park(self, resident: _Resident) -> None:
+        resident.before = await self._scales.weigh()
+        resident.stop_began = time.monotonic()
+        resident.worker.park(ParkModel())
+
+    async def _parked(self, resident: _Resident) -> None:
+        """Weigh what parking gave back, and what of the rest the kernel could not take."""
+        took_s = time.monotonic() - resident.stop_began
+        weights = await self._scales.weigh()
+        resident.worker.settled()
+        before = resident.before.tree_bytes if resident.before is not None else 0
+        freed = max(0, before - weights.tree_bytes)
+        resident.held_bytes = weights.kept_bytes(resident.worker.pid)
+        self._look()
+        number = resident.worker.number
+        if number in self._residents:
+            self._post(WorkerParked(self._now(), number, resident.held_bytes, freed, took_s))
 
     def not_started(self, number: int, model: str, why: str) -> None:
         """Report a worker that could not be started."""
@@ -133,7 +180,7 @@ class Residents:
             self._spawn(self._measure_and_stop(resident))
 
     async def _measure_and_stop(self, resident: _Resident) -> None:
-        resident.tree_stopped = await self._tree()
+        resident.before = await self._scales.weigh()
         resident.stop_began = time.monotonic()
         resident.worker.stop()
 
@@ -170,6 +217,18 @@ class Residents:
         resident = self._residents.get(number)
         return resident.worker.pid if resident is not None else None
 
+    def limit_bytes(self, number: int) -> int | None:
+        """Where the kernel ends a worker."""
+        resident = self._residents.get(number)
+        return resident.worker.limit_bytes if resident is not None else None
+
+    def tokens_per_s(self, number: int) -> float:
+        """How fast a worker answered lately, over all of its requests."""
+        resident = self._residents.get(number)
+        if resident is None or time.monotonic() - resident.tokens_at > _RATE_S_MAX:
+            return 0.0
+        return resident.tokens_per_s
+
     def device(self, number: int) -> str:
         """Where a worker's model computes."""
         resident = self._residents.get(number)
@@ -182,6 +241,7 @@ class Residents:
         match message:
             case Text(request=request, text=text, tokens=tokens):
                 self._text(request, text, tokens)
+                _count(resident, tokens)
             case Generated(request=request):
                 self._ended(resident, request, message)
             case GenerationFailed(request=request, code=code, message=text):
@@ -194,6 +254,8 @@ class Residents:
                 resident.fraction = min(1.0, max(0.0, fraction))
             case Loaded():
                 self._spawn(self._loaded(resident, message))
+            case Parked():
+                self._spawn(self._parked(resident))
             case _:
                 log.warning("worker.said_nonsense", worker=number, said=type(message).__name__)
 
@@ -207,27 +269,20 @@ class Residents:
         call = self._calls.get(request)
         if call is not None:
             call.result = result
+        if result.prompt_tokens - result.cached_tokens >= _WHOLE_BATCH_TOKENS:
+            resident.exercised = True
         self._post(GenerationEnded(self._now(), request))
-        if time.monotonic() - resident.measured_at >= _SETTLED_S:
-            resident.measured_at = time.monotonic()
-            self._spawn(self._remeasure(resident))
 
     async def _loaded(self, resident: _Resident, loaded: Loaded) -> None:
         resident.worker.settled()
         resident.device = shown(loaded.device, 32)
-        resident.fraction = 1.0
-        tree = await self._tree()
+        weights = await self._scales.weigh()
         resident.ready = True
-        resident.measured_at = time.monotonic()
-        held = max(0, tree - resident.tree_before)
+        resident.exercised = resident.told_exercised = False
         number = resident.worker.number
-        self._post(WorkerReady(self._now(), number, loaded.ctx, held, loaded.load_ms / 1000))
-
-    async def _remeasure(self, resident: _Resident) -> None:
-        tree = await self._tree()
-        held = max(0, tree - resident.tree_before)
-        if resident.worker.number in self._residents:
-            self._post(WorkerMeasured(self._now(), resident.worker.number, held))
+        resident.held_bytes = weights.held_bytes(resident.worker.pid)
+        self._look()
+        self._post(WorkerReady(self._now(), number, loaded.ctx, resident.held_bytes, loaded.load_ms / 1000))
 
     def _exited(self, number: int, end: Exit) -> None:
         self._spawn(self._prove(self._residents[number], end))
@@ -236,32 +291,39 @@ class Residents:
         """Measure what the tree holds less, then tell the core that the worker is gone."""
         took_s = time.monotonic() - resident.stop_began if resident.stop_began else 0.0
         del self._residents[resident.worker.number]
-        after = await self._tree()
-        before = resident.tree_stopped or after
-        held = max(0, before - resident.tree_before)
+        after = (await self._scales.weigh()).tree_bytes
+        before = resident.before.tree_bytes if resident.before is not None else after
+        held = resident.before.held_bytes(resident.worker.pid) if resident.before is not None else 0
         fault = end.fault or Fault("worker_crashed", f"cannot go on: the process of {resident.model} went")
         freed = max(0, before - after)
+        self._look()
         self._post(WorkerExited(self._now(), resident.worker.number, fault, held, freed, took_s))
 
     # --- measuring --------------------------------------------------------------------------------
 
     def learn_idle(self) -> None:
-        """Measure the tree while nothing runs in it: what loads are counted from."""
-        self._spawn(self._learn_idle())
+        """Weigh the tree while nothing runs in it: what workers share with the zygote is told from that."""
+        self._spawn(self._scales.learn_idle())
 
-    async def _learn_idle(self) -> None:
-        tree = await self._tree()
-        if tree and self._zygote.childless:  # a worker forked meanwhile would share pages, and halve what was read
-            self._tree_idle = tree
+    def weigh(self) -> None:
+        """Weigh all workers again, unless that was done so lately that it would cost too much. Called each second."""
+        ready = any(resident.ready for resident in self._residents.values())
+        if ready and not self._weighing and time.monotonic() >= self._weigh_at:
+            self._weighing = True
+            self._spawn(self._weigh())
 
-    async def _tree(self) -> int:
-        """What the process tree holds; 0 when that cannot be read, which must keep nothing else from happening."""
+    async def _weigh(self) -> None:
         try:
-            async with asyncio.timeout(_MEASURE_S_MAX):
-                return await asyncio.get_running_loop().run_in_executor(self._meter, self._measure, self._zygote.pids)
-        except (OSError, RuntimeError) as error:  # TimeoutError is an OSError; RuntimeError: no thread can be started
-            log.error("memory.not_measured", error=str(error))  # noqa: TRY400 - its place is known
-            return 0
+            weights = await self._scales.weigh()
+        finally:
+            self._weighing = False
+        self._weigh_at = time.monotonic() + weights.took_s / _WEIGHING_SHARE
+        for number, resident in list(self._residents.items()):
+            held = weights.held_bytes(resident.worker.pid)
+            news = abs(held - resident.held_bytes) >= _NEWS_BYTES or resident.exercised != resident.told_exercised
+            if resident.ready and held and news:
+                resident.held_bytes, resident.told_exercised = held, resident.exercised
+                self._post(WorkerMeasured(self._now(), number, held, resident.exercised))
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -275,3 +337,26 @@ class Residents:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("residents.task_failed", error=repr(error), exc_info=error)
+
+
+_RATE_S_MIN = 0.5
+_RATE_S_MAX = 3.0
+"""A rate is of the tokens of at least, and is shown for at most, so long."""
+
+
+def _count(resident: _Resident, tokens: int) -> None:
+    """More tokens were decoded."""
+    now = time.monotonic()
+    passed_s = now - resident.tokens_at
+    if passed_s > _RATE_S_MAX:
+        resident.tokens, resident.tokens_at, resident.tokens_per_s = tokens, now, 0.0
+        return
+    resident.tokens += tokens
+    if passed_s >= _RATE_S_MIN:
+        resident.tokens_per_s = resident.tokens / passed_s
+        resident.tokens, resident.tokens_at = 0, now
+
+
+def _kv_type(name: str) -> KvType:
+    """A name of a KV cache type, as the wire knows it."""
+    return next(kind for kind in get_args(KvType) if kind == name)

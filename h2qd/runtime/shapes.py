@@ -20,5 +20,7 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         sliding_window=facts.sliding_window,
         sliding=tuple(facts.sliding),
         recurrent_bytes=facts.recurrent_bytes,
+        recurrent_width=facts.recurrent_width,
+        merges=facts.merges,
         repacked_bytes=facts.repacked_bytes,
     )

@@ -1,11 +1,13 @@
 """State to replies: what clients are shown, derived from the core's state and never stored."""
 
+import dataclasses
 import time
 from typing import Any
 
-from h2qd.core.admission import effective_ctx, plan_of
+from h2qd.core import budget, evict
 from h2qd.core.effects import TellResident
-from h2qd.core.records import Model, Phase, Released, State
+from h2qd.core.offers import learned_bytes, offer_for, plan_of
+from h2qd.core.records import Fault, Model, Phase, Released, State, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, Status
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.residents import Residents
@@ -45,8 +47,12 @@ def residency(told: TellResident, arrived: float) -> m.Residency:
         memory_bytes=told.held_bytes,
         load_ms=round(told.load_s * 1000, 1),
         total_ms=round((time.monotonic() - arrived) * 1000, 1),
-        unloaded=[released(gone) for gone in told.released],
+        unloaded=[released(gone) for gone in told.released if not gone.parked],
         was_active=told.was_active,
+        kv_type=told.kv_type,
+        degraded=list(told.less),
+        draining=list(told.draining),
+        parked=[gone.model for gone in told.released if gone.parked],
     )
 
 
@@ -108,13 +114,48 @@ def resident_row(state: State, residents: Residents, model: Model) -> m.Resident
         planned_bytes=model.planned_bytes,
         ctx=model.given_ctx,
         device=residents.device(model.worker) if model.worker is not None else "cpu",
+        until_ms=None if model.expires_at is None else _ms(model.expires_at - time.monotonic()),
         age_ms=_ms(time.monotonic() - model.since),
         active=state.active == model.name,
         pid=residents.pid(model.worker) if model.worker is not None else None,
         running=sum(r.ticket.model == model.name for r in state.running.values()),
         waiting=sum(t.model == model.name for t in state.waiting),
-        reason=model.reason if model.status is Status.FAILED else "",
+        reason=model.leaving,
+        pinned=model.pinned,
+        kv_type=model.terms.kv_type,
+        limit_bytes=residents.limit_bytes(model.worker) if model.worker is not None else None,
+        degraded=list(model.terms.less),
     )
+
+
+def worker_row(state: State, residents: Residents, model: Model) -> m.WorkerRow:
+    """What a model's worker holds, against what it may."""
+    row = resident_row(state, residents, model)
+    return m.WorkerRow(
+        model=model.name,
+        state=row.state,
+        held_bytes=model.held_bytes,
+        planned_bytes=model.planned_bytes,
+        limit_bytes=row.limit_bytes,
+        running=row.running,
+        waiting=row.waiting,
+        tokens_per_s=round(residents.tokens_per_s(model.worker), 1) if model.worker is not None else 0.0,
+    )
+
+
+def layers(limits: budget.Limits, state: State, working_bytes: int) -> list[m.MemoryLayer]:
+    """The ledger."""
+    return [
+        m.MemoryLayer(
+            layer.name,
+            layer.limit_bytes,
+            layer.reserved_bytes,
+            layer.committed_bytes,
+            layer.free_bytes,
+            layer.over_bytes,
+        )
+        for layer in budget.ledger(limits, state, working_bytes)
+    ]
 
 
 def ps(state: State, residents: Residents, calls: Calls) -> m.Ps:
@@ -136,6 +177,7 @@ def request_row(state: State, call: Call) -> m.RequestRow:
         tokens=call.text.tokens_seen if call.text is not None else 0,
         uid=call.client.uid,
         pid=call.client.pid,
+        priority=call.priority,
     )
 
 
@@ -188,18 +230,36 @@ def explain(model: Model) -> m.Explain:
     )
 
 
-def plan(state: State, model: Model, ctx: int) -> m.Plan:
-    """What a load would take, and whether it could ever fit."""
-    planned = plan_of(model, ctx)
-    fits = planned.total_bytes <= state.limit_bytes
-    unloads = [x.name for x in state.models.values() if x.status in HOLDING and x.name != model.name]
+def plan(state: State, model: Model, ask: m.PlanAsk) -> m.Plan:
+    """What a load would take, and what admission would make of it now."""
+    slots = ask.slots or state.rules.slots
+    ctx, kv_type = ask.ctx or 0, ask.kv_type or ""
+    planned = plan_of(model, ctx, kv_type, slots)
+    learned = learned_bytes(model, planned, kv_type, slots)
+    state = dataclasses.replace(state, rules=dataclasses.replace(state.rules, slots=slots))
+    ticket = Ticket(0, 0, Want.RESIDENT, model.name, 0.0, ctx=ctx, kv_type=kv_type)
+    exact = offer_for(state, model, dataclasses.replace(ticket, exact=True))
+    given = exact if isinstance(exact, Terms) else offer_for(state, model, ticket)
     return m.Plan(
         model=model.name,
-        ctx=effective_ctx(model, ctx),
+        ctx=planned.ctx,
         parts=[m.PlanPart(name, size) for name, size in planned.parts],
-        total_bytes=planned.total_bytes,
+        total_bytes=planned.total_bytes + learned,
         limit_bytes=state.limit_bytes,
-        fits=fits,
-        unloads=unloads,
-        reason="" if fits else "it needs more than models may hold in all",
+        fits=isinstance(exact, Terms),
+        unloads=[] if isinstance(given, Fault) else _unloads(state, model, given),
+        reason="" if isinstance(exact, Terms) else exact.message,
+        slots=slots,
+        kv_type=kv_type or model.traits.kv_type,
+        learned_bytes=learned,
+        free_bytes=max(0, budget.free(state, {model.name})),
+        instead=m.Offer(model.name, given.ctx, given.kv_type, given.planned_bytes)
+        if isinstance(given, Terms) and given is not exact
+        else None,
     )
+
+
+def _unloads(state: State, model: Model, terms: Terms) -> list[str]:
+    """The other models that would have to go."""
+    victims = evict.victims(state, model.name, terms.planned_bytes, state.limit_bytes, time.monotonic())
+    return [name for name in victims or () if name != model.name]

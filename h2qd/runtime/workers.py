@@ -30,8 +30,10 @@ from h2qd.wire.workers import (
     InspectFile,
     LoadFailed,
     LoadModel,
+    ParkModel,
     Ping,
     Pong,
+    ResumeModel,
     StopWorker,
     from_worker,
 )
@@ -150,8 +152,26 @@ class Worker:
         """Say something to the worker."""
         self._channel.send(message)
 
+    @property
+    def limit_bytes(self) -> int | None:
+        """Where the kernel ends it."""
+        return self._container.limit_bytes if self._container is not None else None
+
+    def park(self, order: ParkModel) -> None:
+        """Have it free its context, in the time that it would have to stop."""
+        self._channel.send(order)
+        self._limit(self._patience.stop_grace_s, f"did not park within {self._patience.stop_grace_s:g} s")
+
+    def resume(self, order: ResumeModel, planned_bytes: int) -> None:
+        """Have it make a context again; that is timed as a load."""
+        if self._container is not None:
+            self._container.resize(planned_bytes)
+        self._channel.send(order)
+        self._alive_at = self._loop.time()
+        self._limit(self._patience.load_s, f"did not resume within {self._patience.load_s:g} s")
+
     def settled(self) -> None:
-        """The load is over; only stalls are timed from now on."""
+        """The load, or the parking, is over; only stalls are timed from now on."""
         if self._rung == 0:
             self._cancel_limit()
 

@@ -6,10 +6,12 @@ and costs no other model. Called by the daemon at start and, off the loop, by `r
 
 import contextlib
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 import msgspec
 
+from h2qd.core.lessons import Lesson
 from h2qd.store.files import read_bounded, write_atomically
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.names import name_fault
@@ -17,9 +19,14 @@ from h2qd.wire.names import name_fault
 MANIFEST_BYTES_MAX = 1024 * 1024
 MODELS_MAX = 10_000
 
+Names = Annotated[list[str], msgspec.Meta(max_length=MODELS_MAX)]
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A registered model. `identity` is (device, inode, size, mtime_ns) of the file that was checked."""
+    """A registered model. `identity` is (device, inode, size, mtime_ns) of the file that was checked.
+
+    `lessons`: what its loads were measured to take on this device.
+    """
 
     name: str
     path: str
@@ -29,12 +36,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     facts: ModelFacts
     imported_at_ms: int
     source: str = "import"
+    lessons: list[Lesson] = []
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What outlives the daemon besides the models: which one was active."""
+    """What outlives the daemon besides the models: which one was active, which were resident and pinned."""
 
     active: str | None = None
+    resident: Names = []
+    pinned: Names = []
 
 
 class Registry:

@@ -122,6 +122,20 @@ _TABLE = (
         "the model needs more memory than it could ever get here",
         "h2qctl plan MODEL --ctx N",
     ),
+    Code(
+        "pinned",
+        EXIT_REFUSED,
+        False,
+        "the memory is held by a pinned model",
+        "h2qctl unpin MODEL, or --force",
+    ),
+    Code(
+        "memory_pressure",
+        EXIT_BUSY,
+        True,
+        "the device is short of memory: nothing new is loaded, and in an emergency answers are given up",
+        "try again later; h2qctl top",
+    ),
     Code("load_failed", EXIT_FAILED, False, "the model could not be loaded", "h2qctl explain MODEL"),
     Code(
         "load_cancelled",

@@ -39,6 +39,7 @@ LIMITS = {
     "MESSAGES_MAX": "messages of a conversation",
     "LOGIT_BIAS_MAX": "entries of `logit_bias`",
     "GRAMMAR_CHARS_MAX": "a grammar or JSON schema",
+    "SLOTS_MAX": "requests that a load can be planned for at a time",
     "LAYERS_MAX": "entries of a per-layer list",
     "LABEL_CHARS_MAX": "what a model file says of itself in one string",
     "NOTICES_KEPT": "notices that a late reader can still ask for",

@@ -46,6 +46,9 @@ GRAMMAR_CHARS_MAX = 64 * 1024
 LAYERS_MAX = 1024
 """Layers of a model, and so the length of every per-layer list."""
 
+SLOTS_MAX = 64
+"""Sequences that one context serves at a time."""
+
 LABEL_CHARS_MAX = 4096
 """What a model file may say of itself in one string: its title, architecture, quantization."""
 

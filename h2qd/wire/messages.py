@@ -16,6 +16,15 @@ Path = Annotated[str, Meta(min_length=1, max_length=limits.PATH_CHARS_MAX)]
 Count = Annotated[int, Meta(ge=0, le=limits.ID_MAX)]
 Scalar = str | int | float | bool | None
 Label = Annotated[str, Meta(max_length=limits.LABEL_CHARS_MAX)]
+Ctx = Annotated[int, Meta(ge=64, le=10_000_000)]
+KvType = Literal["f16", "q8_0", "q4_0"]
+"""What a KV cache is made of: 16 bits an element, or blocks of 8 or 4 bits."""
+
+Slots = Annotated[int, Meta(ge=1, le=limits.SLOTS_MAX)]
+Level = Literal["normal", "warn", "critical", "emergency"]
+"""How far the device is on its way out of memory."""
+
+Priority = Literal["low", "normal", "high"]
 LayerCounts = Annotated[list[Count], Meta(max_length=limits.LAYERS_MAX)]
 
 
@@ -94,7 +103,11 @@ class Version(Say, frozen=True):
 
 
 class ResidentRow(Say, frozen=True):
-    """A model that holds memory, or is on its way there or back. `size_bytes` is measured (PSS) once it is ready."""
+    """A model that holds memory, or is on its way there or back. `size_bytes` is measured (PSS) once it is ready.
+
+    `until_ms`: time left until it goes for being idle. `limit_bytes`: where the kernel ends its process.
+    `degraded`: what it was given less than asked for, in words.
+    """
 
     name: str
     state: str
@@ -109,6 +122,10 @@ class ResidentRow(Say, frozen=True):
     running: int = 0
     waiting: int = 0
     reason: str = ""
+    pinned: bool = False
+    kv_type: str = "f16"
+    limit_bytes: int | None = None
+    degraded: list[str] = []
 
 
 class RequestRow(Say, frozen=True):
@@ -122,6 +139,7 @@ class RequestRow(Say, frozen=True):
     tokens: int = 0
     uid: int | None = None
     pid: int | None = None
+    priority: str = "normal"
 
 
 class Ps(Say, frozen=True):
@@ -140,17 +158,34 @@ class SwitchView(Say, frozen=True):
     age_ms: int
 
 
+class MemoryLayer(Say, frozen=True):
+    """One layer of the budget: `limit_bytes` = `reserved_bytes` + `committed_bytes` + `free_bytes` - `over_bytes`.
+
+    `layer`: models, working or buffer. Reserved is planned and not held yet, committed is held as measured.
+    """
+
+    layer: str
+    limit_bytes: int
+    reserved_bytes: int
+    committed_bytes: int
+    free_bytes: int
+    over_bytes: int = 0
+
+
 class MemoryView(Say, frozen=True):
-    """The device's memory as it binds this daemon."""
+    """The device's memory as it binds this daemon: `limit_bytes` of it are for models, who hold `held_bytes`."""
 
     limit_bytes: int
     available_bytes: int
     held_bytes: int
     supervisor_bytes: int
+    max_bytes: int = 0
+    level: Level = "normal"
+    layers: list[MemoryLayer] = []
 
 
 class Status(Say, frozen=True):
-    """The daemon at a glance. `phase`: starting, serving or stopping."""
+    """The daemon at a glance. `phase`: starting, serving or stopping. `degraded`: what is not as it should be."""
 
     version: str
     pid: int
@@ -164,6 +199,55 @@ class Status(Say, frozen=True):
     models: int
     switch: SwitchView | None
     memory: MemoryView
+    degraded: list[str] = []
+
+
+class DeviceRow(Say, frozen=True):
+    """The memory of a device of its own, such as a GPU."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+
+
+class WorkerRow(Say, frozen=True):
+    """A worker's memory: what it holds (PSS), its plan, where the kernel ends it; and how fast it answers."""
+
+    model: str
+    state: str
+    held_bytes: int
+    planned_bytes: int
+    limit_bytes: int | None = None
+    running: int = 0
+    waiting: int = 0
+    tokens_per_s: float = 0.0
+
+
+class Top(Say, frozen=True):
+    """The device's memory now, by layer and by worker. Shares are percent, None where the kernel does not tell.
+
+    `used_share`: how much of what this daemon may see used is used, which the level follows. `stall_share`: of the
+    last 10 s, in which some (`some`) or all (`full`) tasks waited for memory.
+    """
+
+    level: Level
+    since_ms: int
+    used_share: float
+    total_bytes: int
+    available_bytes: int
+    layers: list[MemoryLayer]
+    workers: list[WorkerRow]
+    requests: list[RequestRow]
+    running: int
+    waiting: int
+    tokens_per_s: float
+    some_stall_share: float | None = None
+    full_stall_share: float | None = None
+    swap_used_bytes: int = 0
+    swap_in_bytes_per_s: float = 0.0
+    temperature_c: float | None = None
+    devices: list[DeviceRow] = []
+    switch: SwitchView | None = None
 
 
 class ModelFacts(Say, frozen=True):
@@ -171,7 +255,8 @@ class ModelFacts(Say, frozen=True):
 
     Per-layer lists have `layers` entries (or one, when all layers are alike). `kv_heads[i]` is 0 for a layer
     without attention. `sliding_window` is the window in tokens of the layers marked in `sliding`, 0 for none.
-    `repacked_bytes` are copies in another layout that the engine makes on this device.
+    `recurrent_width` is how many elements of a token a recurrent layer works on. `merges` are the tokenizer's rules.
+    `repacked_bytes` is what copies in another layout, which the engine makes on this device, add to the tensors.
     Bounded, because a worker that read a hostile file is who fills it in.
     """
 
@@ -194,6 +279,8 @@ class ModelFacts(Say, frozen=True):
     sliding_window: Count = 0
     sliding: Annotated[list[bool], Meta(max_length=limits.LAYERS_MAX)] = []
     recurrent_bytes: Count = 0
+    recurrent_width: Count = 0
+    merges: Count = 0
     repacked_bytes: Count = 0
     chat_template: bool = False
 
@@ -258,10 +345,12 @@ class Explain(Say, frozen=True):
 
 
 class PlanAsk(Ask, frozen=True):
-    """Which memory a load would take."""
+    """Which memory a load would take; what is not said is as a load would have it."""
 
     model: Name
-    ctx: Annotated[int, Meta(ge=64, le=10_000_000)] | None = None
+    ctx: Ctx | None = None
+    slots: Slots | None = None
+    kv_type: KvType | None = None
 
 
 class PlanPart(Say, frozen=True):
@@ -271,8 +360,21 @@ class PlanPart(Say, frozen=True):
     size_bytes: int
 
 
+class Offer(Say, frozen=True):
+    """A lesser load that would fit."""
+
+    model: str
+    ctx: int
+    kv_type: str
+    total_bytes: int
+
+
 class Plan(Say, frozen=True):
-    """What a load would take, what there is, and what would be unloaded first."""
+    """What a load would take, what there is, and what would be unloaded first.
+
+    `total_bytes` is the sum of the parts and of `learned_bytes`, by which loads measured before differ from them.
+    `free_bytes`: of the limit, not spoken for. `instead`: what a load would be given when it does not fit.
+    """
 
     model: str
     ctx: int
@@ -282,6 +384,11 @@ class Plan(Say, frozen=True):
     fits: bool
     unloads: list[str]
     reason: str = ""
+    slots: int = 1
+    kv_type: str = "f16"
+    learned_bytes: int = 0
+    free_bytes: int = 0
+    instead: Offer | None = None
 
 
 class ConfigValue(Say, frozen=True):
@@ -342,12 +449,17 @@ class Removed(Say, frozen=True):
 
 
 class Load(Ask, frozen=True):
-    """Make a model resident. `reset` forgets its failures first; `force` cuts off running work on what must go."""
+    """Make a model resident. `reset` forgets its failures first; `force` cuts off running work on what must go.
+
+    `exact`: refuse rather than give less than was asked for.
+    """
 
     model: Name
-    ctx: Annotated[int, Meta(ge=64, le=10_000_000)] | None = None
+    ctx: Ctx | None = None
+    kv_type: KvType | None = None
     reset: bool = False
     force: bool = False
+    exact: bool = False
 
 
 class Unload(Ask, frozen=True):
@@ -366,8 +478,20 @@ class Released(Say, frozen=True):
     ms: float
 
 
+class Pinned(Say, frozen=True):
+    """Whether a model is pinned now: only its operator's word takes its memory then."""
+
+    model: str
+    pinned: bool
+    changed: bool
+
+
 class Residency(Say, frozen=True):
-    """The outcome of a load or switch. `changed` is false when the model was resident already."""
+    """The outcome of a load or switch. `changed` is false when the model was resident already.
+
+    `degraded`: what was given less than asked for, in words. `draining`: what goes once its running work has ended;
+    `parked`: what keeps its process for a fast return.
+    """
 
     model: str
     changed: bool
@@ -377,6 +501,10 @@ class Residency(Say, frozen=True):
     total_ms: float
     unloaded: list[Released] = []
     was_active: str | None = None
+    kv_type: str = "f16"
+    degraded: list[str] = []
+    draining: list[str] = []
+    parked: list[str] = []
 
 
 class Unloaded(Say, frozen=True):
@@ -415,13 +543,17 @@ class Sampling(Ask, frozen=True):
 
 
 class Generation(Sampling, frozen=True):
-    """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`."""
+    """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`.
+
+    `priority` orders those who wait, and who is given up first when the device runs out of memory.
+    """
 
     model: Name | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=limits.TOKENS_MAX)] = 512
     stop: Annotated[list[Stop], Meta(max_length=limits.STOPS_MAX)] = []
     ignore_eos: bool = False
     stream: bool = False
+    priority: Priority = "normal"
     window: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)] = limits.CHUNK_WINDOW_DEFAULT
 
 
@@ -516,7 +648,7 @@ class Events(Ask, frozen=True):
 
 
 class Notice(Say, frozen=True):
-    """Something happened. `topic`: model, request, switch or daemon.
+    """Something happened. `topic`: model, request, switch, memory or daemon.
 
     `missed` notices before it were dropped for this reader.
     """

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
-from h2qd.wire.messages import Count, ModelFacts
+from h2qd.wire.messages import Count, KvType, ModelFacts
 
 _HEAD = struct.Struct("!I")
 
@@ -69,8 +69,9 @@ class Reaped(_Message, frozen=True):
 
 
 class LoadModel(_Message, frozen=True):
-    """Load `path` with a context of `ctx` tokens. `threads` 0: as many as this process may use.
+    """Load `path` with a context of `ctx` tokens for `slots` sequences. `threads` 0: as many as this process may use.
 
+    `kv_type`: what the KV cache is made of, one of `messages.KvType`.
     `verified`: the file's (device, inode, size, mtime_ns) when its header was last checked, else empty:
     unless it still matches, the header is checked again before native code sees the file.
     """
@@ -80,6 +81,20 @@ class LoadModel(_Message, frozen=True):
     ctx: int
     threads: int = 0
     verified: list[int] = []
+    slots: int = 1
+    kv_type: KvType = "f16"
+
+
+class ParkModel(_Message, frozen=True):
+    """Free the context and keep the model; answered with Parked. Only an idle worker is asked."""
+
+
+class ResumeModel(_Message, frozen=True):
+    """Make a context for the parked model again; answered with Loaded, or LoadFailed and the worker's exit."""
+
+    ctx: int
+    slots: int = 1
+    kv_type: KvType = "f16"
 
 
 class InspectFile(_Message, frozen=True):
@@ -155,6 +170,10 @@ class Loaded(_Message, frozen=True):
     device: Word = "cpu"
 
 
+class Parked(_Message, frozen=True):
+    """The context is gone; the model is kept."""
+
+
 class LoadFailed(_Message, frozen=True):
     """The model cannot be loaded; the worker exits. `code` is one of the public codes."""
 
@@ -217,9 +236,11 @@ class Pong(_Message, frozen=True):
 
 ToZygote: TypeAlias = Fork
 FromZygote: TypeAlias = ZygoteReady | Forked | Reaped
-ToWorker: TypeAlias = LoadModel | InspectFile | Generate | CancelGeneration | Ping | StopWorker
+ToWorker: TypeAlias = (
+    LoadModel | ParkModel | ResumeModel | InspectFile | Generate | CancelGeneration | Ping | StopWorker
+)
 FromWorker: TypeAlias = (
-    Loading | Loaded | LoadFailed | Inspected | Prefilling | Text | Generated | GenerationFailed | Pong
+    Loading | Loaded | Parked | LoadFailed | Inspected | Prefilling | Text | Generated | GenerationFailed | Pong
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,15 +1,16 @@
 """The contract between a worker's loop and what generates: one engine per worker process.
 
-The loop calls `load` once, then `submit` and `step` from its main thread; `cancel` comes from the reader
-thread. An engine grows its `Beat` at every step of real work, also inside a long load or prefill: the
-supervisor tells a slow engine from a hung one by nothing else. Nothing here knows of channels or processes.
+The loop calls `load` once, then `submit` and `step`, and `park` and `resume` in turn while the engine is idle, all
+from its main thread; `cancel` comes from the reader thread. An engine grows its `Beat` at every step of real work,
+also inside a long load or prefill: the supervisor tells a slow engine from a hung one by nothing else. Nothing here
+knows of channels or processes.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from h2qd.wire.codes import CODES
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, Text
+from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, ResumeModel, Text
 
 Said: TypeAlias = Prefilling | Text | Generated | GenerationFailed
 """What a step may say of a request. `Generated` or `GenerationFailed` comes exactly once, and last."""
@@ -48,14 +49,30 @@ class Engine(Protocol):
     def load(self, order: LoadModel, progress: Progress) -> Loaded:
         """Make `order.path` ready. Called once, before anything else.
 
+        `Loaded.ctx` is what one request may use: the context is shared out evenly among the slots.
+
         Raises `EngineError`: file_not_found, invalid_model_file, load_failed. The worker exits then.
+        """
+        ...
+
+    def park(self) -> None:
+        """Free what requests need and keep the model, so that `resume` is fast. Called when idle, not when parked.
+
+        Freed memory goes back to the kernel before this returns.
+        """
+        ...
+
+    def resume(self, order: ResumeModel) -> Loaded:
+        """Make the parked model ready again, with the context that `order` asks for. Called when parked only.
+
+        Raises `EngineError` (load_failed). The worker exits then.
         """
         ...
 
     def submit(self, order: Generate) -> None:
         """Take a request; the steps that follow work on it. Must not compute for long.
 
-        Raises `EngineError` for a request that it refuses, and goes on with the others.
+        Raises `EngineError` for a request that it refuses (not_loaded while parked), and goes on with the others.
         """
         ...
 

@@ -17,7 +17,7 @@ from typing import Annotated, BinaryIO, Literal, NoReturn
 import msgspec
 
 from h2qd.wire.messages import ModelFacts
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, Text
+from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, ResumeModel, Text
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 
 SCRIPT_BYTES_MAX = 64 * 1024
@@ -32,7 +32,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What the engine does. `*_at_token` counts an answer's tokens from 0; that token is not produced.
 
     `tokens` is an answer's texts, or how many "tok0 tok1 …" there are. `memory_bytes` are touched during the
-    load, `leak_bytes_per_token` later. `load_crash_at` is a fraction of the load. `wedge_at_token` stops the
+    load, `leak_bytes_per_token` later; `context_bytes` at the end of a load, until the model is parked, and again
+    when it is resumed. `load_crash_at` is a fraction of the load. `wedge_at_token` stops the
     process dead with the interpreter's lock held: not even Ping is answered. `hang_at_token` stops the engine
     only. `prompt_tokens` None: the words of the prompt. `exit_code` is the status that StopWorker ends with.
     """
@@ -44,6 +45,10 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     load_crash_at: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     load_hang: bool = False
     memory_bytes: _Count = 0
+    context_bytes: _Count = 0
+    park_ms: _Ms = 0
+    resume_ms: _Ms = 0
+    resume_fail: tuple[str, str] | None = None
     tokens: list[str] | _Count = 8
     token_ms: _Ms = 0
     prefill_ms: _Ms = 0
@@ -115,6 +120,7 @@ class FakeEngine:
         self._ctx = 0
         self._runs: deque[_Run] = deque()
         self._memory: list[bytearray] = []
+        self._context: bytearray | None = None  # None: parked, or not loaded
 
     # --- the contract of `engine.Engine` --------------------------------------------------------------
 
@@ -124,7 +130,6 @@ class FakeEngine:
         if not allowed():
             raise EngineError("load_failed", "this build has no backend 'fake': it is for tests")
         self._script = script = _script_at(order.path)
-        self._ctx = order.ctx
         if script.ignore_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for step in range(_LOAD_STEPS + 1):
@@ -140,10 +145,32 @@ class FakeEngine:
                 time.sleep(script.load_ms / 1000 / _LOAD_STEPS)
         if script.load_fail is not None:
             raise EngineError(*script.load_fail)
-        return Loaded(order.ctx, (time.monotonic() - start_s) * 1000)
+        return self._ready(order, start_s)
+
+    def park(self) -> None:
+        """Let `context_bytes` go, after `park_ms`."""
+        time.sleep(self._script.park_ms / 1000)
+        self._context = None
+
+    def resume(self, order: ResumeModel) -> Loaded:
+        """Take `context_bytes` again, after `resume_ms`. Raises `EngineError`: what the script says."""
+        start_s = time.monotonic()
+        self._beat.tick()
+        time.sleep(self._script.resume_ms / 1000)
+        if self._script.resume_fail is not None:
+            raise EngineError(*self._script.resume_fail)
+        return self._ready(order, start_s)
+
+    def _ready(self, order: LoadModel | ResumeModel, start_s: float) -> Loaded:
+        """A context of `order.ctx` tokens, of which one request may use a slot's share."""
+        self._context = bytearray(b"\x01") * self._script.context_bytes
+        self._ctx = order.ctx // order.slots
+        return Loaded(self._ctx, (time.monotonic() - start_s) * 1000)
 
     def submit(self, order: Generate) -> None:
-        """Queue a request. Raises `EngineError` (context_overflow)."""
+        """Queue a request. Raises `EngineError`: not_loaded, context_overflow."""
+        if self._context is None:
+            raise EngineError("not_loaded", "cannot generate: the model is parked")
         texts = [order.prompt] if order.prompt is not None else [turn.content for turn in order.turns or []]
         count = self._script.prompt_tokens
         if count is None:
@@ -187,6 +214,7 @@ class FakeEngine:
     def close(self) -> None:
         """Let go of memory and requests."""
         self._memory.clear()
+        self._context = None
         self._runs.clear()
 
     # --- one step -------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ Two threads. The *reader* takes every message as it comes and answers at once wh
 engine: Ping, CancelGeneration, StopWorker, and the end of the channel, which ends the process wherever the
 engine is. The *main* thread takes the other orders in turn and is the only one that works the engine.
 What a message means for memory or policy is the supervisor's business.
+An order to park or resume that comes out of turn (a request runs, nothing is loaded, nothing is parked) goes to the
+log and is otherwise ignored: the supervisor gave it by mistake, and requests must not pay for that.
 
 Invariant: every Generate is answered with exactly one Generated or GenerationFailed, unless the process dies.
 """
@@ -29,8 +31,11 @@ from h2qd.wire.workers import (
     LoadFailed,
     Loading,
     LoadModel,
+    Parked,
+    ParkModel,
     Ping,
     Pong,
+    ResumeModel,
     StopWorker,
     Text,
 )
@@ -49,7 +54,7 @@ EXIT_ORPHANED = os.EX_IOERR
 _PROGRESS_S_MIN = 0.05
 """At most this often is progress told."""
 
-_Order: TypeAlias = LoadModel | InspectFile | Generate
+_Order: TypeAlias = LoadModel | ParkModel | ResumeModel | InspectFile | Generate
 
 
 def serve(sock: socket.socket) -> int:
@@ -66,7 +71,8 @@ class Worker:
         self._engine: Engine | None = None
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._requests = _Requests()
-        self._preparing = False  # a load or an inspection is under way
+        self._parked = False
+        self._preparing = False  # a load, a resumption or an inspection is under way
         self._progress_told_s = 0.0
 
     # --- reader thread ------------------------------------------------------------------------------
@@ -97,7 +103,7 @@ class Worker:
             case Generate(request):
                 self._requests.arrived(request)
                 self._orders.put(message)
-            case LoadModel() | InspectFile():
+            case LoadModel() | ParkModel() | ResumeModel() | InspectFile():
                 self._orders.put(message)
             case _:
                 assert_never(message)
@@ -130,6 +136,10 @@ class Worker:
         match order:
             case LoadModel():
                 self._load(order)
+            case ParkModel():
+                self._park()
+            case ResumeModel():
+                self._resume(order)
             case InspectFile(path):
                 self._preparing = True
                 self._say(inspect_file(path, self._progress, self._beat))
@@ -145,6 +155,25 @@ class Worker:
         self._preparing = True
         self._engine = open_engine(order.backend, self._beat)
         self._say(self._engine.load(order, self._progress))
+        self._preparing = False
+
+    def _park(self) -> None:
+        if self._engine is None or self._engine.busy:
+            journal.record("worker.order_ignored", order="park", parked=int(self._parked))
+            return
+        if not self._parked:
+            self._engine.park()
+            self._parked = True
+        self._say(Parked())
+
+    def _resume(self, order: ResumeModel) -> None:
+        if self._engine is None or not self._parked:
+            journal.record("worker.order_ignored", order="resume", parked=int(self._parked))
+            return
+        self._preparing = True
+        loaded = self._engine.resume(order)
+        self._parked = False
+        self._say(loaded)
         self._preparing = False
 
     def _submit(self, order: Generate) -> None:

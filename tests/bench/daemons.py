@@ -48,10 +48,10 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running(folder: Path, models: Mapping[str, Path]) -> Iterator[Daemon]:
-    """A daemon that serves and knows `models`; scripts (.json) run on the fake engine."""
+def running(folder: Path, models: Mapping[str, Path], config: str = "") -> Iterator[Daemon]:
+    """A daemon that serves and knows `models`; scripts (.json) run on the fake engine. `config`: further YAML."""
     folder.mkdir(parents=True, exist_ok=True)
-    daemon = start(folder, models)
+    daemon = start(folder, models, config)
     try:
         with daemon.client() as client:
             while client.status().phase != "serving" or len(client.models().models) < len(models):
@@ -61,15 +61,15 @@ def running(folder: Path, models: Mapping[str, Path]) -> Iterator[Daemon]:
         stop(daemon, folder)
 
 
-def start(folder: Path, models: Mapping[str, Path]) -> Daemon:
+def start(folder: Path, models: Mapping[str, Path], config: str = "") -> Daemon:
     """A daemon that answered its first status. With the same folder again it knows what it knew."""
     socket = folder / "h2qd.sock"
-    config = folder / "h2qd.yaml"
-    config.write_text(_config(models))
+    file = folder / "h2qd.yaml"
+    file.write_text(_config(models) + config + "\n")
     began = time.perf_counter()
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "h2qd", "--config", str(config)],
+            [sys.executable, "-m", "h2qd", "--config", str(file)],
             cwd=ROOT,
             stderr=log,
             env={

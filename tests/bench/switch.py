@@ -56,7 +56,7 @@ def _real(setting: Setting) -> Iterator[Row]:
             raw.load()
             for turn in rounds(_REAL, 90):
                 prompt = next(fresh)
-                times.append(_first_token_ms(client, "ab"[1 - turn % 2], prompt))
+                times.append(first_token_ms(client, "ab"[1 - turn % 2], prompt))
                 began = time.perf_counter()
                 raw.unload()
                 raw.load()
@@ -66,7 +66,7 @@ def _real(setting: Setting) -> Iterator[Row]:
     yield figures.paired("switch of real models, to the first token", "ms", times, floor, bound)
 
 
-def _first_token_ms(client: Client, model: str, prompt: str) -> float:
+def first_token_ms(client: Client, model: str, prompt: str) -> float:
     """From asking a model that is not resident to the first piece of its answer."""
     began = time.perf_counter()
     with client.stream(prompt, model, max_tokens=1, temperature=0) as stream:

@@ -8,27 +8,31 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
 
+from h2qd.core.budget import charged
 from h2qd.core.effects import Timer
 from h2qd.core.events import (
     Event,
     ForgetAsked,
     GenerationEnded,
     LimitRead,
+    MemoryRead,
     ModelRegistered,
+    PinAsked,
     RequestAbandoned,
     RequestArrived,
     StopAsked,
     TimerFired,
     WorkerExited,
+    WorkerParked,
     WorkerReady,
 )
 from h2qd.core.plan import ModelShape
-from h2qd.core.records import Fault, Rules, Ticket, Want
+from h2qd.core.records import Fault, Rules, Terms, Ticket, Want
 from h2qd.core.states import HOLDING
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.notices import Notices
@@ -43,6 +47,7 @@ from h2qd.wire.frames import Kind, Request, split_response
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.workers import Generate, Generated, Sampler
 
+MIB = 2**20
 OPS = {Want.INFER: "infer.text", Want.RESIDENT: "model.load", Want.COLD: "model.unload"}
 
 
@@ -91,12 +96,22 @@ class Workers:
     world: "World"
     alive: set[int] = field(default_factory=set)
 
-    def start(self, worker: int, manifest: Manifest, ctx: int, threads: int, planned: int) -> None:
+    def start(self, worker: int, manifest: Manifest, terms: Terms, slots: int, threads: int) -> None:
         assert manifest.name
-        assert threads == 0
-        assert planned > 0
+        assert (slots, threads) == (1, 0)
         self.alive.add(worker)
-        self.world.later(lambda now: WorkerReady(now, worker, ctx, 100, 0.1) if worker in self.alive else None)
+        self._ready(worker, terms)
+
+    def resume(self, worker: int, terms: Terms, slots: int) -> None:
+        assert slots == 1
+        self._ready(worker, terms)
+
+    def _ready(self, worker: int, terms: Terms) -> None:
+        held = terms.planned_bytes + MIB  # more than planned, so that there is something to learn
+        self.world.later(lambda now: WorkerReady(now, worker, terms.ctx, held, 0.1) if worker in self.alive else None)
+
+    def park(self, worker: int) -> None:
+        self.world.later(lambda now: WorkerParked(now, worker, MIB, MIB, 0.1) if worker in self.alive else None)
 
     def stop(self, worker: int, *, at_once: bool) -> None:
         assert at_once in (True, False)
@@ -162,11 +177,14 @@ class Disk:
     def remove(self, name: str) -> None:
         assert name
 
+    def put(self, manifest: Manifest) -> None:
+        assert manifest.lessons
+
 
 class World:
     """A supervisor among fakes. `answers` holds what each request heard at its end."""
 
-    def __init__(self, fuse: Fuse) -> None:
+    def __init__(self, fuse: Fuse, rules: Rules) -> None:
         self.now = 0.0
         self.answers: dict[int, list[str]] = {}
         self.ended = 0
@@ -176,18 +194,19 @@ class World:
         self.calls.server = cast("Server", self)
         self.clock = Clock()
         self.workers = Workers(self)
-        self.supervisor = Supervisor(Rules(cancel_grace_s=1.0, backoff_first_s=0.0, backoff_max_s=0.0), checks=True)
+        self.supervisor = Supervisor(rules, checks=True)
         manifests = {name: _manifest(name) for name in ("a", "b")}
-        fused_workers = Fused(self.workers, fuse, "start", "stop", "generate", "cancel")
+        fused_workers = Fused(self.workers, fuse, "start", "stop", "park", "resume", "generate", "cancel")
         self.supervisor.perform = Performer(
             cast("Calls", Fused(self.calls, fuse, "reply", "error")),
             cast("Residents", fused_workers),
             cast("Notices", Fused(Notices(self.calls), fuse, "publish")),
             cast("Timers", Fused(self.clock, fuse, "set", "clear")),
-            cast("Registry", Fused(Disk(), fuse, "remember", "remove")),
+            cast("Registry", Fused(Disk(), fuse, "remember", "remove", "put")),
             manifests,
             Immediately(),
             0,
+            lambda: fuse.burn("trim"),
             self._exit,
         )
         self.post(LimitRead(0.0, 2**40))
@@ -216,6 +235,10 @@ class World:
         number = len(self.answers)
         self.answers[number] = []
         return self.calls.open(self._client, Request(1, number, op))
+
+    def pin(self, model: str, *, pinned: bool) -> None:
+        op = "model.pin" if pinned else "model.unpin"
+        self.post(PinAsked(self.now, self.open(op).number, model, pinned))
 
     def want(self, want: Want, model: str) -> Call:
         call = self.open(OPS[want])
@@ -258,9 +281,17 @@ def _manifest(name: str) -> Manifest:
     )
 
 
-async def scenario(fuse: Fuse) -> World:
-    """Loads, answers, a switch under load, a cancel, a deadline, an unload, a removal, an end."""
-    world = World(fuse)
+RULES = Rules(cancel_grace_s=1.0, backoff_first_s=0.0, backoff_max_s=0.0)
+POLICIES = {
+    "exclusive": RULES,
+    "exclusive, parking": replace(RULES, park_s=60.0),
+    "budget": replace(RULES, exclusive=False),
+}
+
+
+async def scenario(fuse: Fuse, rules: Rules = RULES) -> World:
+    """Loads, answers, a switch under load and back, pins, a shortage of memory, a cancel, an unload, a removal."""
+    world = World(fuse, rules)
     world.want(Want.RESIDENT, "a")
     world.want(Want.INFER, "a")
     await world.settle()
@@ -268,6 +299,20 @@ async def scenario(fuse: Fuse) -> World:
         world.want(Want.INFER, "a")
     world.want(Want.RESIDENT, "b")
     world.turn()
+    await world.settle()
+    world.want(Want.RESIDENT, "a")
+    await world.settle()
+    world.pin("a", pinned=True)
+    world.want(Want.RESIDENT, "b")
+    await world.settle()
+    world.pin("a", pinned=False)
+    for used_share in (0.85, 0.95, 0.99, 0.2):
+        world.now += 10.0
+        world.post(MemoryRead(world.now, used_share, 2**40))
+        await world.settle()
+    world.now += 10.0
+    world.post(MemoryRead(world.now, 0.2, 2**40))
+    world.want(Want.RESIDENT, "b")
     await world.settle()
     cancelled = world.want(Want.INFER, "b")
     world.post(RequestAbandoned(world.now, cancelled.number, Fault("cancelled", "cannot go on")))
@@ -287,21 +332,23 @@ async def scenario(fuse: Fuse) -> World:
     return world
 
 
-def test_the_scenario_without_a_failure() -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_scenario_without_a_failure(policy: str) -> None:
     fuse = Fuse(10**6, for_good=False)
-    world = asyncio.run(scenario(fuse))
+    world = asyncio.run(scenario(fuse, POLICIES[policy]))
     assert [len(heard) for heard in world.answers.values()] == [1] * len(world.answers)
     assert world.ended == 1
     assert not world.workers.alive
     assert fuse.calls > 60
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
-def test_the_nth_effect_fails(for_good: bool) -> None:
+def test_the_nth_effect_fails(for_good: bool, policy: str) -> None:
     failures = 0
     for at in range(1, 1000):
         fuse = Fuse(at, for_good)
-        world = asyncio.run(scenario(fuse))
+        world = asyncio.run(scenario(fuse, POLICIES[policy]))
         if not fuse.blown:
             break
         failures += 1
@@ -313,5 +360,7 @@ def test_the_nth_effect_fails(for_good: bool) -> None:
             assert all(len(ends) == 1 for ends in heard), f"not answered with effect {at} failing: {heard}"
             assert world.ended == 1, f"the daemon does not end with effect {at} failing"
             assert not world.workers.alive
-        assert not any(model.status in HOLDING for model in world.supervisor.state.models.values())
+        models = world.supervisor.state.models.values()
+        assert not any(model.status in HOLDING for model in models)
+        assert charged(models) == 0, "the ledger does not balance"
     assert failures > 60

@@ -68,6 +68,13 @@ ROW = m.ModelRow(
     reason="the file is gone",
 )
 RELEASED = m.Released(model="tiny", held_bytes=300_000_000, freed_bytes=299_500_000, ms=12.5)
+LAYER = m.MemoryLayer(
+    layer="models",
+    limit_bytes=8_589_934_592,
+    reserved_bytes=10_000_000,
+    committed_bytes=300_000_000,
+    free_bytes=8_279_934_592,
+)
 # Every command at least once with all its fields, and with none where it can be. Ids count the cases of a list, so
 # new ones stand at its end.
 REQUESTS: list[tuple[str, str, str, m.Ask]] = [
@@ -81,10 +88,15 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
     ("model.list", "model.list", "no fields", m.Empty()),
     ("model.show", "model.show", "one model", m.OfModel(model="gemma3:270m")),
     ("model.explain", "model.explain", "one model", m.OfModel(model="gemma3:270m")),
-    ("model.plan", "model.plan", "with a context", m.PlanAsk(model="gemma3:270m", ctx=8192)),
+    ("model.plan", "model.plan", "with a context", m.PlanAsk(model="gemma3:270m", ctx=8192, slots=2, kv_type="q4_0")),
     ("model.import", "model.import", "with a name", m.Import(path="/models/größe.gguf", name="grosse")),
     ("model.remove", "model.remove", "one model", m.OfModel(model="lib/gemma3")),
-    ("model.load", "model.load", "all fields", m.Load(model="gemma3:270m", ctx=64, reset=True, force=True)),
+    (
+        "model.load",
+        "model.load",
+        "all fields",
+        m.Load(model="gemma3:270m", ctx=64, kv_type="q8_0", reset=True, force=True, exact=True),
+    ),
     ("model.load.bare", "model.load", "required fields only", m.Load(model="gemma3:270m")),
     ("model.unload", "model.unload", "all fields", m.Unload(model="gemma3:270m", force=True)),
     ("model.unload.bare", "model.unload", "the active model", m.Unload()),
@@ -109,6 +121,7 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
             stop=["\n\n", "END"],
             ignore_eos=True,
             stream=True,
+            priority="high",
             window=4096,
         ),
     ),
@@ -126,6 +139,9 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
     ("request.cancel.name", "request.cancel", "by the daemon's name for it", m.Cancel(request="r42")),
     ("stream.credit", "stream.credit", "the one request without an answer", m.Credit(id=65_536, chunks=4096)),
     ("events.watch", "events.watch", "all fields", m.Events(since=4_294_967_296, follow=False)),
+    ("daemon.top", "daemon.top", "no fields", m.Empty()),
+    ("model.pin", "model.pin", "one model", m.OfModel(model="gemma3:270m")),
+    ("model.unpin", "model.unpin", "one model", m.OfModel(model="gemma3:270m")),
 ]
 
 REPLIES: list[tuple[str, str, m.Say]] = [
@@ -163,9 +179,49 @@ REPLIES: list[tuple[str, str, m.Say]] = [
                 available_bytes=4_294_967_295,
                 held_bytes=300_000_000,
                 supervisor_bytes=65_535,
+                max_bytes=17_179_869_184,
+                level="warn",
+                layers=[LAYER],
             ),
+            degraded=["memory is short (warn): 81% of the device's memory is in use"],
         ),
     ),
+    (
+        "daemon.top",
+        "a device under pressure",
+        m.Top(
+            level="critical",
+            since_ms=12_000,
+            used_share=92.5,
+            total_bytes=17_179_869_184,
+            available_bytes=1_288_490_188,
+            layers=[LAYER],
+            workers=[
+                m.WorkerRow(
+                    model="gemma3:270m",
+                    state="ready",
+                    held_bytes=300_000_000,
+                    planned_bytes=310_000_000,
+                    limit_bytes=387_500_000,
+                    running=1,
+                    waiting=2,
+                    tokens_per_s=72.5,
+                )
+            ],
+            requests=[],
+            running=1,
+            waiting=2,
+            tokens_per_s=72.5,
+            some_stall_share=4.25,
+            full_stall_share=0.5,
+            swap_used_bytes=4096,
+            swap_in_bytes_per_s=8192.0,
+            temperature_c=61.5,
+            devices=[m.DeviceRow(name="Orin", total_bytes=8_589_934_592, used_bytes=65_536)],
+        ),
+    ),
+    ("model.pin", "pinned from now on", m.Pinned(model="tiny", pinned=True, changed=True)),
+    ("model.unpin", "it was not pinned", m.Pinned(model="tiny", pinned=False, changed=False)),
     (
         "daemon.version",
         "with libraries",
@@ -216,6 +272,10 @@ REPLIES: list[tuple[str, str, m.Say]] = [
                     running=1,
                     waiting=2,
                     reason="asked for by uid 1000",
+                    pinned=True,
+                    kv_type="q8_0",
+                    limit_bytes=387_500_000,
+                    degraded=["KV cache q8_0 instead of f16"],
                 ),
                 m.ResidentRow(name="tiny", state="loading"),
             ],
@@ -271,6 +331,11 @@ REPLIES: list[tuple[str, str, m.Say]] = [
             fits=True,
             unloads=["tiny"],
             reason="tiny must go first",
+            slots=2,
+            kv_type="q4_0",
+            learned_bytes=-1_048_576,
+            free_bytes=268_435_456,
+            instead=m.Offer(model="gemma3:270m", ctx=2048, kv_type="q8_0", total_bytes=252_000_000),
         ),
     ),
     (
@@ -291,6 +356,10 @@ REPLIES: list[tuple[str, str, m.Say]] = [
             total_ms=512.25,
             unloaded=[RELEASED],
             was_active="tiny",
+            kv_type="q8_0",
+            degraded=["context 4096 instead of 8192"],
+            draining=["small"],
+            parked=["other"],
         ),
     ),
     ("model.unload", "what came back", m.Unloaded(model="tiny", changed=True, released=RELEASED)),

@@ -32,6 +32,23 @@ RESIDENT = m.ResidentRow(
 REQUEST = m.RequestRow("r7", "infer.text", "running", model="gemma3", age_ms=1500, tokens=12, uid=1000, pid=77)
 USAGE = m.Usage(prompt_tokens=5, completion_tokens=3, cached_tokens=1)
 TIMINGS = m.Timings(queue_ms=0.5, prefill_ms=10, first_token_ms=12.5, decode_ms=30, total_ms=45, tokens_per_s=100)
+LAYERS = [
+    m.MemoryLayer("models", 3 * GIB, GIB // 2, GIB, 3 * GIB // 2),
+    m.MemoryLayer("working", GIB // 2, 0, 640 << 20, 0, 128 << 20),
+]
+TOP = m.Top(
+    "warn",
+    125_000,
+    81.25,
+    4 * GIB,
+    2 * GIB,
+    LAYERS,
+    [m.WorkerRow("gemma3", "ready", GIB, 3 * GIB // 2, 2 * GIB, 1, 0, 12.34)],
+    [REQUEST],
+    1,
+    0,
+    12.34,
+)
 RESIDENCY = m.Residency("gemma3", changed=True, ctx=4096, memory_bytes=GIB, load_ms=400, total_ms=450)
 
 
@@ -61,6 +78,8 @@ SAMPLES: dict[type[m.Say], m.Say] = {
         m.Config("/etc/h2qd.yaml", [m.ConfigValue("memory.max", 4 * GIB, "default")]),
         m.Doctor([m.Check("cgroup", "ok", "v2, delegated"), m.Check("swap", "warn", "on", "swapoff -a")]),
         m.Ps([RESIDENT], [REQUEST]),
+        TOP,
+        m.Pinned("gemma3", pinned=True, changed=True),
         m.Models([ROW, msgspec.structs.replace(ROW, name="qwen3", state="cold")]),
         m.Show(ROW, FACTS, "ab" * 32, 4096, 1_700_000_000_000),
         m.Explain("gemma3", "ready", "asked", [m.StoryLine(1_700_000_000_000, "cold", "loading", "load asked")]),
@@ -185,7 +204,12 @@ class ScriptedDaemon:
             peer, *parts = self._router.recv_multipart()
             envelope, body = frames.split_request(parts)
             command = CATALOGUE[envelope.op]
-            asked = Asked(self, peer, envelope, frames.decode_body(body, command.request, command.bytes_max))
+            try:
+                asked = Asked(self, peer, envelope, frames.decode_body(body, command.request, command.bytes_max))
+            except frames.WireError as fault:
+                refused = m.ErrorReply(fault.code, fault.message, CODES[fault.code].hint)
+                self.send([peer, *frames.response_frames(envelope.id, frames.Kind.ERROR, refused)])
+                continue
             self.log.append(asked)
             self._new[asked.op].put(asked)
             self.on.get(asked.op, self._canned)(asked)

@@ -46,6 +46,7 @@ def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
             client.models(), client.show("a"), client.explain("a"), client.plan("a"), client.import_model("a"),
             client.remove("a"), client.load("a"), client.unload(), client.switch("a"), client.infer("p"),
             client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
+            client.top(), client.pin("a"), client.unpin("a"),
         )  # fmt: skip
         assert {type(one) for one in answers} <= set(SAMPLES)
         stream = client.stream("p", window=2)

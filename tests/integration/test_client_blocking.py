@@ -45,15 +45,18 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "config": lambda c: c.config(),
     "doctor": lambda c: c.doctor(),
     "ps": lambda c: c.ps(),
+    "top": lambda c: c.top(),
     "models": lambda c: c.models(),
     "show": lambda c: c.show("gemma3"),
     "explain": lambda c: c.explain("gemma3"),
-    "plan": lambda c: c.plan("gemma3", ctx=128),
+    "plan": lambda c: c.plan("gemma3", ctx=128, slots=2, kv_type="q8_0"),
     "import_model": lambda c: c.import_model("x.gguf", "gemma3"),
     "remove": lambda c: c.remove("gemma3"),
-    "load": lambda c: c.load("gemma3", ctx=4096, force=True, reset=True),
+    "load": lambda c: c.load("gemma3", ctx=4096, kv_type="q4_0", exact=True, force=True, reset=True),
     "unload": lambda c: c.unload(),
     "switch": lambda c: c.switch("gemma3"),
+    "pin": lambda c: c.pin("gemma3"),
+    "unpin": lambda c: c.unpin("gemma3"),
     "infer": lambda c: c.infer("p"),
     "chat": lambda c: c.chat([{"role": "user", "content": "hi"}]),
     "cancel": lambda c: c.cancel("r7"),
@@ -93,6 +96,27 @@ def test_what_was_not_chosen_stays_off_the_wire(daemon: ScriptedDaemon, client: 
         prompt="p", model="gemma3", temperature=0, stop=["END"], logit_bias={"5": -1.0}, max_tokens=3
     )
     assert asked.envelope.deadline_ms == 2000
+
+
+def test_what_was_chosen_arrives_in_its_field(daemon: ScriptedDaemon, client: Client) -> None:
+    client.load("gemma3", ctx=4096, kv_type="q4_0", exact=True)
+    assert daemon.heard("model.load").body == m.Load("gemma3", ctx=4096, kv_type="q4_0", exact=True)
+    client.switch("gemma3", force=True, reset=True)
+    assert daemon.heard("model.switch").body == m.Load("gemma3", force=True, reset=True)
+    client.plan("gemma3", slots=4, kv_type="q8_0")
+    assert daemon.heard("model.plan").body == m.PlanAsk("gemma3", slots=4, kv_type="q8_0")
+    client.chat([m.ChatMessage("user", "hi")], priority="low")
+    assert daemon.heard("infer.chat").body.priority == "low"
+    for pin in ("pin", "unpin"):
+        getattr(client, pin)("gemma3")
+        assert daemon.heard(f"model.{pin}").body == m.OfModel("gemma3")
+
+
+def test_a_value_that_the_daemon_does_not_take_is_refused_in_words(daemon: ScriptedDaemon, client: Client) -> None:
+    with pytest.raises(H2qError, match="kv_type") as error:
+        client.load("gemma3", kv_type="q3_0")  # type: ignore[arg-type]  # the mistake under test
+    assert (error.value.code, error.value.exit_status) == ("invalid_request", 2)
+    assert daemon.log == []
 
 
 def test_an_option_that_does_not_exist_is_a_mistake_of_the_caller(client: Client) -> None:

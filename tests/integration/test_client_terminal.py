@@ -1,12 +1,9 @@
 import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,28 +15,27 @@ from h2qctl.errors import H2qError
 from h2qd.wire import messages as m
 from h2qd.wire.codes import CODES
 from h2qd.wire.frames import Kind, Response, encode
-from tests.integration.scripted_daemon import NOTICES, SAMPLES, WAIT_S, Asked, ScriptedDaemon, answer, held, scripted
-
-TOOL = [sys.executable, "-m", "h2qctl"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("H2Q_", "XDG_RUNTIME"))}
+from tests.integration.scripted_daemon import (
+    GIB,
+    LAYERS,
+    NOTICES,
+    RESIDENCY,
+    RESIDENT,
+    SAMPLES,
+    WAIT_S,
+    Asked,
+    ScriptedDaemon,
+    answer,
+    held,
+    scripted,
+)
+from tests.integration.terminal import ENVIRONMENT, TOOL, Terminal, begin, tool
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
     with scripted(tmp_path) as daemon:
         yield daemon
-
-
-def tool(socket_path: str, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [*TOOL, "--socket", socket_path, *words]
-    return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=30, check=False, env=ENVIRONMENT
-    )
-
-
-def begin(socket_path: str, *words: str) -> subprocess.Popen[str]:
-    command = [*TOOL, "--socket", socket_path, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 def endless(asked: Asked) -> None:
@@ -52,12 +48,14 @@ QUICK: dict[str, Sequence[str]] = {
     "status": ["status"], "version": ["version"], "config": ["config"], "ps": ["ps"], "models": ["models"],
     "show": ["show", "gemma3"], "explain": ["explain", "gemma3"], "plan": ["plan", "gemma3", "--ctx", "128"],
     "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "load": ["load", "gemma3"], "unload": ["unload"],
-    "switch": ["switch", "gemma3"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
+    "switch": ["switch", "gemma3"], "pin": ["pin", "gemma3"], "unpin": ["unpin", "gemma3"],
+    "top": ["top"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
 }  # fmt: skip
 REPLIES: dict[str, type[m.Say]] = {
     "status": m.Status, "version": m.Version, "config": m.Config, "ps": m.Ps, "models": m.Models, "show": m.Show,
     "explain": m.Explain, "plan": m.Plan, "import": m.Imported, "rm": m.Removed, "load": m.Residency,
-    "unload": m.Unloaded, "switch": m.Residency, "cancel": m.Cancelled, "infer": m.Answer,
+    "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
+    "top": m.Top, "cancel": m.Cancelled, "infer": m.Answer,
 }  # fmt: skip
 
 
@@ -160,6 +158,103 @@ def test_a_dry_run_shows_the_plan_and_loads_nothing(daemon: ScriptedDaemon) -> N
     assert {asked.op for asked in daemon.log} == {"model.plan"}
 
 
+def test_a_dry_run_is_refused_when_only_less_would_fit_and_less_is_not_wanted(daemon: ScriptedDaemon) -> None:
+    plan = msgspec.structs.replace(
+        SAMPLES[m.Plan], fits=False, learned_bytes=-GIB // 4, instead=m.Offer("gemma3", 2048, "q8_0", GIB)
+    )
+    daemon.on["model.plan"] = lambda asked: asked.reply(plan)
+    ran = tool(daemon.path, "load", "gemma3", "--kv-type", "q4_0", "--dry-run")
+    assert ran.returncode == 0
+    assert "learned   -256 MiB" in ran.stdout
+    assert re.search(r"instead +gemma3 with 2048 tokens of context, KV cache q8_0 \(1\.0 GiB\)", ran.stdout)
+    assert daemon.heard("model.plan").body == m.PlanAsk("gemma3", kv_type="q4_0")
+    assert tool(daemon.path, "load", "gemma3", "--exact", "--dry-run").returncode == 5
+    assert tool(daemon.path, "plan", "gemma3", "--slots", "4").returncode == 0
+
+
+def test_a_load_tells_what_was_not_given_and_what_still_holds_memory(daemon: ScriptedDaemon) -> None:
+    outcome = msgspec.structs.replace(
+        RESIDENCY, kv_type="q8_0", degraded=["2048 tokens of context, not 4096"], draining=["qwen3"], parked=["phi"]
+    )
+    daemon.on["model.load"] = lambda asked: asked.reply(outcome)
+    assert tool(daemon.path, "load", "gemma3", "--exact", "--kv-type", "q8_0").stdout.splitlines() == [
+        "gemma3: loaded in 450ms (4096 tokens of context, KV cache q8_0, 1.0 GiB)",
+        "gemma3: less than asked for: 2048 tokens of context, not 4096",
+        "qwen3: draining; it is unloaded once its running work has ended",
+        "phi: parked; its context is freed, its process kept for a fast return",
+    ]
+    assert daemon.heard("model.load").body == m.Load("gemma3", kv_type="q8_0", exact=True)
+
+
+@pytest.mark.parametrize(
+    ("verb", "pinned", "changed", "said"),
+    [
+        ("pin", True, True, "pinned"), ("pin", True, False, "unchanged (pinned)"),
+        ("unpin", False, True, "not pinned"), ("unpin", False, False, "unchanged (not pinned)"),
+    ],
+)  # fmt: skip
+def test_pinning_twice_is_no_mistake(
+    daemon: ScriptedDaemon, verb: str, pinned: bool, changed: bool, said: str
+) -> None:
+    daemon.on[f"model.{verb}"] = lambda asked: asked.reply(m.Pinned(asked.body.model, pinned, changed))
+    ran = tool(daemon.path, verb, "gemma3")
+    assert (ran.returncode, ran.stdout) == (0, f"gemma3: {said}\n")
+
+
+def test_ps_marks_what_is_pinned_and_tells_limits_when_wide(daemon: ScriptedDaemon) -> None:
+    row = msgspec.structs.replace(
+        RESIDENT, pinned=True, until_ms=None, kv_type="q8_0", limit_bytes=2 * GIB, degraded=["less context", "q8_0"]
+    )
+    daemon.on["model.ps"] = lambda asked: asked.reply(m.Ps([row], []))
+    assert tool(daemon.path, "ps").stdout.splitlines() == [
+        "NAME    STATE         SIZE     CTX   DEVICE  UNTIL   AGE",
+        "gemma3  ready,pinned  1.0 GiB  4096  cpu     <none>  3.0s",
+    ]
+    head, wide = (re.split(" {2,}", line) for line in tool(daemon.path, "ps", "-o", "wide").stdout.splitlines())
+    said = dict(zip(head, wide, strict=True))
+    assert (said["KV"], said["LIMIT"], said["DEGRADED"]) == ("q8_0", "2.0 GiB", "less context; q8_0")
+
+
+def test_status_tells_the_level_the_layers_and_what_is_wrong(daemon: ScriptedDaemon) -> None:
+    memory = m.MemoryView(3 * GIB, 2 * GIB, GIB, 30 << 20, 4 * GIB, "critical", LAYERS)
+    status = msgspec.structs.replace(SAMPLES[m.Status], memory=memory, degraded=["no cgroup", "no pressure figures"])
+    daemon.on["daemon.status"] = lambda asked: asked.reply(status)
+    shown = [re.split(" {2,}", line) for line in tool(daemon.path, "status").stdout.splitlines()]
+    for fact in (
+        ["level", "critical"],
+        ["limit", "3.0 GiB for models, of 4.0 GiB in all"],
+        ["layer models", "1.0 GiB of 3.0 GiB committed, 512 MiB reserved, 1.5 GiB free"],
+        ["layer working", "640 MiB of 512 MiB committed, 0 B reserved, 0 B free, 128 MiB over"],
+        ["degraded", "no cgroup"],
+        ["degraded", "no pressure figures"],
+    ):
+        assert fact in shown
+
+
+def test_a_priority_is_passed_on(daemon: ScriptedDaemon) -> None:
+    assert tool(daemon.path, "infer", "p", "--priority", "high").returncode == 0
+    assert daemon.heard("infer.text").body.priority == "high"
+    assert tool(daemon.path, "chat", "--priority", "low", stdin="Hi").returncode == 0
+    assert daemon.heard("infer.chat").body.priority == "low"
+
+
+def test_the_daemons_own_fix_is_shown(daemon: ScriptedDaemon) -> None:
+    facts = ["gemma3 (3.0 GiB) is pinned", "safety buffer 0.5 GiB"]
+    daemon.on["model.load"] = lambda asked: asked.error(
+        "pinned", "cannot load qwen3: it needs 6.1 GiB, 4.2 GiB are free", because=facts, hint="h2qctl unpin gemma3"
+    )
+    ran = tool(daemon.path, "load", "qwen3")
+    assert (ran.returncode, ran.stderr.splitlines()) == (
+        5,
+        [
+            "error[pinned]: cannot load qwen3: it needs 6.1 GiB, 4.2 GiB are free",
+            "  because: gemma3 (3.0 GiB) is pinned",
+            "  because: safety buffer 0.5 GiB",
+            "  fix: h2qctl unpin gemma3",
+        ],
+    )
+
+
 def test_slow_verbs_tell_each_phase_on_stderr(daemon: ScriptedDaemon) -> None:
     def slowly(asked: Asked) -> None:
         asked.progress("queued", position=2)
@@ -189,7 +284,7 @@ def test_every_code_has_its_exit_status(daemon: ScriptedDaemon, code: str) -> No
     hint = CODES[code].hint
     assert ran.returncode == CODES[code].exit_status
     assert ran.stdout == ""
-    assert ran.stderr == f"error[{code}]: cannot do it\n  because: 1 of 2\n  hint: {hint}\n"
+    assert ran.stderr == f"error[{code}]: cannot do it\n  because: 1 of 2\n  fix: {hint}\n"
 
 
 def test_an_error_as_json_is_one_object_on_stderr(daemon: ScriptedDaemon) -> None:
@@ -208,7 +303,7 @@ def test_a_dead_daemon_is_told_at_once_with_the_fix(tmp_path: Path) -> None:
     assert time.monotonic() - began < 2
     assert ran.returncode == 69
     assert ran.stderr.startswith("error[unreachable]: cannot reach the daemon: there is no socket at ")
-    assert "hint: start it with: systemctl start h2qd" in ran.stderr
+    assert "fix: start it with: systemctl start h2qd" in ran.stderr
 
 
 def test_a_timeout_has_its_status(daemon: ScriptedDaemon) -> None:
@@ -222,7 +317,7 @@ def test_wrong_usage(daemon: ScriptedDaemon) -> None:
     assert tool(daemon.path, "load").returncode == 2
     assert tool(daemon.path, "infer", "p", "--top-k", "many").returncode == 2
     ran = tool(daemon.path, "swtich", "gemma3")
-    assert (ran.returncode, ran.stderr.splitlines()[1]) == (2, "  hint: did you mean: h2qctl switch")
+    assert (ran.returncode, ran.stderr.splitlines()[1]) == (2, "  fix: h2qctl switch")
     assert tool(daemon.path, "help", "lood").returncode == 2
     assert daemon.log == []
 
@@ -312,45 +407,6 @@ def test_output_that_is_closed_from_the_start_does_not_fail(daemon: ScriptedDaem
         stderr=subprocess.PIPE, timeout=30, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stderr) == (0, b"")
-
-
-CONTROLLED = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
-class Terminal:
-    """A tool whose controlling terminal is a pseudo-terminal, typed at and read from."""
-
-    def __init__(self, *words: str) -> None:
-        self._fd, theirs = pty.openpty()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", CONTROLLED, *TOOL, *words],
-            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**ENVIRONMENT, "TERM": "xterm"},
-        )  # fmt: skip
-        os.close(theirs)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def until(self, awaited: str) -> str:
-        """What came up to and with `awaited`."""
-        until = time.monotonic() + WAIT_S
-        while awaited not in self.seen:
-            assert select.select([self._fd], [], [], max(0, until - time.monotonic()))[0], self.seen
-            self.seen += os.read(self._fd, 4096).decode()
-        head, self.seen = self.seen.split(awaited, 1)
-        return head + awaited
-
-    def status(self) -> int:
-        while True:
-            try:
-                self.seen += os.read(self._fd, 4096).decode()
-            except OSError:
-                break
-        os.close(self._fd)
-        return self._process.wait(WAIT_S)
 
 
 def test_a_conversation_on_a_terminal(daemon: ScriptedDaemon) -> None:

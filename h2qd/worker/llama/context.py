@@ -1,7 +1,7 @@
 """A native context with its KV cache: what tokens are in it, decoding more, the logits after the last one.
 
-One sequence (number 0) so far; a second slot will be a second sequence. Called by `slot`. Invariant: `tokens` are
-exactly what the cache holds, position by position, or both are empty.
+One sequence (number 0) so far; a second slot will be a second sequence, with as large a share of the context. Called
+by `slot`. Invariant: `tokens` are exactly what the sequence's cache holds, position by position, or both are empty.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,12 +31,13 @@ class DecodeError(Exception):
 class Context:
     """Wraps a native `context` on `model`; both must outlive it, and `close` must come before they are freed.
 
-    `interrupted` is asked at each operation of a `prefill` (hundreds) whether to abort it, and never in `decode`: a
-    cancel can wait for one token, and every question takes the interpreter's lock.
+    `size` is what one sequence may hold, in tokens. `interrupted` is asked at each operation of a `prefill`
+    (hundreds) whether to abort it, and never in `decode`: a cancel can wait for one token, and every question takes
+    the interpreter's lock.
     """
 
     def __init__(self, model: int, context: int, interrupted: Callable[[], bool]) -> None:
-        self.size: int = native.llama_n_ctx(context)
+        self.size: int = native.llama_n_ctx_seq(context)
         self.tokens: list[int] = []
         self._context = context
         self._memory = native.llama_get_memory(context)

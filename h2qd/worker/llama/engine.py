@@ -1,15 +1,15 @@
-"""The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, one context, one request at a time.
+"""The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, at most one context, one request at a time.
 
 Turns an order into a prompt and a chooser, and gives the slot its steps. What a step does is in `slot`. More slots
 will share the context's batch; until then a second request is refused. Called by the worker's loop.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llama_cpp import llama_cpp as native
 
-from h2qd.wire.workers import Generate, Loaded, LoadModel
+from h2qd.wire.workers import Generate, Loaded, LoadModel, ResumeModel
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 from h2qd.worker.llama import model
 from h2qd.worker.llama.chat import chat_tokens
@@ -35,8 +35,30 @@ class LlamaEngine:
     def load(self, order: LoadModel, progress: Progress) -> Loaded:
         """Load the model. Raises `EngineError`: file_not_found, invalid_model_file, load_failed."""
         start_s = time.perf_counter()
-        loaded = self._loaded = _Loaded(model.load(order, progress, self._beat), self._interrupted)
-        return Loaded(loaded.context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
+        self._loaded = _Loaded(model.load(order, progress, self._beat))
+        return self._ready(self._loaded, start_s)
+
+    def park(self) -> None:
+        """Free the context, keep the model and its vocabulary."""
+        loaded = self._loaded
+        if loaded is None or loaded.context is None or self._slot is not None:
+            raise RuntimeError("only an idle engine with a context can be parked")
+        loaded.close_context()
+        loaded.model.free_context()
+
+    def resume(self, order: ResumeModel) -> Loaded:
+        """A context for the parked model. Raises `EngineError` (load_failed)."""
+        start_s = time.perf_counter()
+        loaded = self._loaded
+        if loaded is None or loaded.context is not None:
+            raise RuntimeError("only a parked engine can be resumed")
+        self._beat.tick()
+        loaded.model.open_context(order)
+        return self._ready(loaded, start_s)
+
+    def _ready(self, loaded: "_Loaded", start_s: float) -> Loaded:
+        context = loaded.context = Context(loaded.model.model, loaded.model.context, self._interrupted)
+        return Loaded(context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
 
     def submit(self, order: Generate) -> None:
         """Take a request.
@@ -48,14 +70,17 @@ class LlamaEngine:
         loaded = self._loaded
         if loaded is None:
             raise EngineError("not_loaded", "cannot generate: no model is loaded")
+        context = loaded.context
+        if context is None:
+            raise EngineError("not_loaded", "cannot generate: the model is parked")
         if self._slot is not None:
             raise EngineError("queue_full", "cannot take a second request: this engine works on one at a time")
-        prompt = loaded.prompt(order)
-        if len(prompt) + 1 > loaded.context.size:
-            raise _overflow(f"has {len(prompt)} tokens", loaded.context.size)
+        prompt = loaded.prompt(order, context.size)
+        if len(prompt) + 1 > context.size:
+            raise _overflow(f"has {len(prompt)} tokens", context.size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
         chooser = open_chooser(order.sampler, loaded.vocabulary, prompt, banned=banned)
-        self._slot = Slot(order, prompt, loaded.context, loaded.vocabulary, chooser, start_s)
+        self._slot = Slot(order, prompt, context, loaded.vocabulary, chooser, start_s)
 
     def cancel(self, request: int) -> None:
         """Give `request` up, at the latest after one token or one operation of a prefill. From any thread."""
@@ -86,7 +111,7 @@ class LlamaEngine:
         """Free the model; only when idle."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            loaded.context.close()
+            loaded.close_context()
             loaded.model.free()
 
     def _interrupted(self) -> bool:
@@ -97,22 +122,28 @@ class LlamaEngine:
 
 
 class _Loaded:
-    """What there is once a model is loaded."""
+    """What there is once a model is loaded; no `context` while it is parked."""
 
-    def __init__(self, loaded: Model, interrupted: Callable[[], bool]) -> None:
+    def __init__(self, loaded: Model) -> None:
         self.model = loaded
         self.vocabulary = Vocabulary(loaded.model)
-        self.context = Context(loaded.model, loaded.context, interrupted)
+        self.context: Context | None = None
         self._template: ChatTemplate | None = None
 
-    def prompt(self, order: Generate) -> list[int]:
-        """The tokens of a prompt or a conversation, at least one. Raises `EngineError`."""
+    def close_context(self) -> None:
+        """Let go of what lies around the native context, which may be freed then."""
+        context, self.context = self.context, None
+        if context is not None:
+            context.close()
+
+    def prompt(self, order: Generate, room: int) -> list[int]:
+        """The tokens of a prompt or a conversation, at least one, for `room` tokens. Raises `EngineError`."""
         if (order.prompt is None) == (order.turns is None):
             raise EngineError("invalid_request", "cannot generate: give a prompt or a conversation, one of both")
         texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
         size = sum(map(len, texts))
-        if size > self.context.size * BYTES_PER_TOKEN_MAX:
-            raise _overflow(f"has {size} characters", self.context.size)
+        if size > room * BYTES_PER_TOKEN_MAX:
+            raise _overflow(f"has {size} characters", room)
         if order.turns is not None:
             tokens = chat_tokens(order.turns, self._chat_template(), self.vocabulary)
         else:

@@ -1,9 +1,10 @@
-"""Loads a model file and makes the context that runs it; frees both. Called by `engine`, once.
+"""Loads a model file, and makes and frees the contexts that run it. Called by `engine`: one load, one context a time.
 
 It decides the load's parameters and nothing else: what fits into memory is the supervisor's plan. Invariant: when
-`load` raises, nothing native is left behind.
+`load` raises, nothing native is left behind; a model has at most one context.
 """
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from llama_cpp import llama_cpp as native
 from h2qd.gguf.errors import GgufError
 from h2qd.gguf.reader import identity, read_header
 from h2qd.wire.names import shown
-from h2qd.wire.workers import LoadModel
+from h2qd.wire.workers import LoadModel, ResumeModel
 from h2qd.worker.engine import Beat, EngineError, Progress
 from h2qd.worker.llama import log
 from h2qd.worker.llama.threads import thread_count
@@ -22,23 +23,44 @@ BATCH_TOKENS = 512
 
 _LOAD_MODE_MMAP = native.LLAMA_LOAD_MODE_MMAP
 
+_KV_TYPES: dict[str, int] = {
+    "f16": native.GGML_TYPE_F16,
+    "q8_0": native.GGML_TYPE_Q8_0,
+    "q4_0": native.GGML_TYPE_Q4_0,
+}
+
 
 @dataclass(slots=True)
 class Model:
-    """A loaded model: the addresses of the native model and context."""
+    """A loaded model: the addresses of the native model and context; `context` 0: it has none now."""
 
     model: int
     context: int
     device: str
+    threads: int
+
+    def open_context(self, order: LoadModel | ResumeModel) -> None:
+        """Make the context of `order`, for a model without one. Raises `EngineError` (load_failed)."""
+        log.capture()  # what it told of the file is no reason for this
+        context: int | None = native.llama_init_from_model(self.model, _context_params(order, self.threads))
+        if not context:
+            raise _no_context(order)
+        self.context = context
+
+    def free_context(self) -> None:
+        """Give the context's memory back, to the kernel too; what it points to may not be used after."""
+        context, self.context = self.context, 0
+        native.llama_free(context)
+        _trim_heap()
 
     def free(self) -> None:
         """Give the memory back; once, and nothing of it may be used after."""
-        native.llama_free(self.context)
+        native.llama_free(self.context)  # which takes a null as nothing
         native.llama_model_free(self.model)
 
 
 def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
-    """The model at `order.path` with a context of at least `order.ctx` tokens.
+    """The model at `order.path` with a context of at least `order.ctx` tokens, in equal shares for `order.slots`.
 
     Raises `EngineError`: file_not_found, invalid_model_file, load_failed.
     """
@@ -56,16 +78,18 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     params.load_mode = _LOAD_MODE_MMAP
     params.n_gpu_layers = -1 if offload else 0
     params.progress_callback = callback = native.llama_progress_callback(tell)
-    model = native.llama_model_load_from_file(os.fsencode(order.path), params)
+    address = native.llama_model_load_from_file(os.fsencode(order.path), params)
     del callback  # it had to outlive the call
-    if not model:
-        raise _failure(order, "the library refused the file")
+    if not address:
+        raise _refused_file(order)
+    model = Model(address, 0, "gpu" if offload else "cpu", thread_count(order.threads))
     try:
-        context = _open_context(model, order)
+        _check_kind(model.model)
+        model.open_context(order)
     except BaseException:
-        native.llama_model_free(model)
+        model.free()
         raise
-    return Model(model, context, "gpu" if offload else "cpu")
+    return model
 
 
 def _check_file(order: LoadModel) -> None:
@@ -77,14 +101,6 @@ def _check_file(order: LoadModel) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not a path"
         raise EngineError("file_not_found", f"cannot read the model file: {reason}") from error
-
-
-def _open_context(model: int, order: LoadModel) -> int:
-    _check_kind(model)
-    context: int | None = native.llama_init_from_model(model, _context_params(order))
-    if not context:
-        raise _failure(order, f"there is no context of {order.ctx} tokens for it")
-    return context
 
 
 def _check_kind(model: int) -> None:
@@ -99,18 +115,38 @@ def _check_kind(model: int) -> None:
         raise EngineError("load_failed", "cannot load the model: it has no vocabulary")
 
 
-def _context_params(order: LoadModel) -> native.llama_context_params:
+def _context_params(order: LoadModel | ResumeModel, threads: int) -> native.llama_context_params:
     params = native.llama_context_default_params()
     params.n_ctx = order.ctx
     params.n_batch = params.n_ubatch = BATCH_TOKENS
-    params.n_seq_max = 1
-    params.n_outputs_max = 1  # logits of the last token only: left alone, the compute buffer holds a batch of them
-    params.n_threads = params.n_threads_batch = thread_count(order.threads)
+    params.n_seq_max = order.slots
+    # Logits of one token for each slot: left alone, the compute buffer holds a batch of them.
+    params.n_outputs_max = order.slots
+    # Each slot has cells of its own: what one writes never slows, crowds out or rounds differently another.
+    params.kv_unified = False
+    params.type_k = params.type_v = _KV_TYPES[order.kv_type]
+    if order.kv_type != "f16":
+        # Values in blocks can be read by flash attention only; left to itself, the library would decide later.
+        params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.n_threads = params.n_threads_batch = threads
     params.swa_full = False  # sliding-window layers keep their window, not the whole context
     params.no_perf = True
     return params
 
 
-def _failure(order: LoadModel, reason: str) -> EngineError:
+def _refused_file(order: LoadModel) -> EngineError:
     told = log.last_error().replace(order.path, "the file")  # a path is not for every client
-    return EngineError("load_failed", f"cannot load the model: {shown(told or reason)}")
+    return EngineError("load_failed", f"cannot load the model: {shown(told or 'the library refused the file')}")
+
+
+def _no_context(order: LoadModel | ResumeModel) -> EngineError:
+    told = log.last_error() or "the library gave no reason"
+    setting = f"{order.ctx} tokens, {order.slots} slots and a KV cache of {order.kv_type}"
+    return EngineError("load_failed", f"cannot make a context of {setting} for the model: {shown(told)}")
+
+
+def _trim_heap() -> None:
+    """Hand freed pages of the heap to the kernel; only glibc has this."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -58,7 +58,7 @@ def test_without_anything_all_is_default() -> None:
     assert [row.key for row in config.values()] == list(KEYS)
     assert config.requests.queue_max == 64
     assert config.residency.patience_s == 2.0
-    assert config.memory.limit == Amount(percent=90)
+    assert config.memory.model_limit == Amount(percent=80)
     assert config.socket.mode == 0o660
 
 
@@ -68,7 +68,7 @@ def test_the_file_speaks_every_kind(write: Write) -> None:
             "socket: {path: run/s.sock, mode: 0600}\n"
             "access: {admin: [root, 7], use: ['*']}\n"
             "residency: {patience: 1500ms, restore: false}\n"
-            "memory:\n  limit: 2GiB\n  safety_buffer: 1000\n"
+            "memory:\n  model_limit: 2GiB\n  safety_buffer: 1000\n"
             "worker: {nice: -5}\n"
             "models:\n  a/b:1: {path: ../m.gguf, ctx: 128}\n  fake.1: {path: /x, backend: fake}\n"
         ),
@@ -81,7 +81,7 @@ def test_the_file_speaks_every_kind(write: Write) -> None:
     assert config.access.admin == Users(("root", "7"), frozenset({0, 7}))
     assert config.residency.patience_s == 1.5
     assert config.residency.restore is False
-    assert config.memory.limit == Amount(size_bytes=2**31)
+    assert config.memory.model_limit == Amount(size_bytes=2**31)
     assert config.memory.safety_buffer_bytes == 1000
     assert config.worker.nice == -5
     assert config.models == {
@@ -160,14 +160,22 @@ def test_the_values_in_force_can_be_written_back(write: Write) -> None:
         ("requests: {deadline: 10}", "requests.deadline: cannot use '10': it must be a duration such as"),
         ("requests: {deadline: 25h}", "cannot use '25h': it must be a duration from 10ms to 24h"),
         ("residency: {restore: yes}", "residency.restore: cannot use 'yes': it must be true or false"),
-        ("residency: {policy: budget}", "residency.policy: cannot use 'budget': it must be exclusive"),
+        ("residency: {policy: all}", "residency.policy: cannot use 'all': it must be exclusive or budget"),
         ("socket: {mode: 0999}", "socket.mode: cannot use '0999': it must be permission bits in octal"),
         ("socket: {path: ''}", "socket.path: cannot use ''"),
         ("socket: {path: /" + "x" * 100 + "}", "the path has 101 bytes, at most 100"),
         ('socket: {path: "/a\\0b"}', "it holds a NUL character"),
         ('state_dir: "/\\ud800"', "state_dir: cannot use '/\\ud800': it is no text that a file system could hold"),
-        ("memory: {limit: 120%}", "memory.limit: cannot use '120%': a share must be from 1% to 100%"),
-        ("memory: {limit: 5}", "it must be at least 1MiB"),
+        ("guard: {warn: 95%}", "guard.warn: cannot use '95%': guard.critical is 90%, and must be more"),
+        ("guard: {warn: 0.8}", "guard.warn: cannot use '0.8': it must be a percentage from 10% to 99%"),
+        (
+            "models: {a: {path: b, variants: c}}",
+            "models.a.variants: cannot use 'c': it must be a list of model names",
+        ),
+        ("models: {a: {path: b, variants: [C]}}", "models.a.variants: cannot use 'C': "),
+        ("models: {a: {path: b, variants: [a]}}", "models.a.variants: cannot use 'a': it is the model itself"),
+        ("memory: {max: 120%}", "memory.max: cannot use '120%': a share must be from 1% to 100%"),
+        ("memory: {model_limit: 5}", "it must be at least 1MiB"),
         ("memory: {safety_buffer: 2TiB}", "it must be at most 1TiB"),
         ("access: {use: root}", "access.use: cannot use 'root': it must be a list of user names"),
         (

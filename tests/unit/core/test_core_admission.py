@@ -1,12 +1,15 @@
 """What a request is told at the door, and the order in which the line is served."""
 
+from dataclasses import replace
+
 import pytest
 
 from h2qd.core.machine import step
-from h2qd.core.plan import ModelShape
+from h2qd.core.plan import ModelShape, memory_plan
 from h2qd.core.records import Line, Rules, State, Ticket, Want
 from h2qd.core.states import Status
 from tests.playbook import (
+    CTX,
     GIB,
     LOAD_FAILED,
     MIB,
@@ -53,13 +56,18 @@ def test_an_unnamed_request_needs_an_active_model() -> None:
 
 
 def test_a_model_that_can_never_fit_is_refused_with_its_largest_parts() -> None:
-    play = Playbook("a", limit_bytes=GIB)
-    play.when(load(1, "a")).then(
+    plan = memory_plan(SHAPE, CTX)
+    largest = sorted(plan.parts, key=lambda part: -part[1])[:3]
+    Playbook("a", limit_bytes=GIB).when(load(1, "a")).then(
         refuse(
             1,
             "no_fit",
-            message=("cannot load a with a context of 4096: it needs 1.12 GiB, models may hold 1.00 GiB in all"),
-            because=("weights: 1.00 GiB", "kv_cache: 0.06 GiB", "overhead: 0.04 GiB"),
+            message=(
+                f"cannot load a with a context of {CTX}: it needs {plan.total_bytes / GIB:.2f} GiB, "
+                "models may hold 1.00 GiB in all"
+            ),
+            because=tuple(f"{name}: {size / GIB:.2f} GiB" for name, size in largest),
+            fix="",
         )
     )
 
@@ -178,12 +186,73 @@ def test_the_memory_of_clients_is_bounded() -> None:
     assert min(play.state.grants) > 1
 
 
+# --- priorities --------------------------------------------------------------------------------------
+
+
+def line_of(play: Playbook, *tickets: tuple[int, int, int]) -> None:
+    """Requests for a in line: number, client, priority."""
+    for request, client, priority in tickets:
+        play.when(infer(request, "a", client=client, priority=priority)).then()
+
+
+def busy_a() -> Playbook:
+    return Playbook("a").given_ready("a").when(infer(1, "a", client=1)).then(grant(1, "a"))
+
+
+def served(play: Playbook, running: int, *order: int, each_s: float = 1.0) -> None:
+    """The requests in line are granted in this order, each a moment after the one before."""
+    for following in order:
+        play.later(each_s).when(answered(running)).then(complete(running), grant(following, "a"))
+        running = following
+
+
+def test_the_more_urgent_goes_first() -> None:
+    play = busy_a()
+    line_of(play, (2, 2, 0), (3, 3, 1), (4, 4, 2), (5, 5, 1))
+    served(play, 1, 4, 3, 5, 2)
+
+
+def test_who_waits_long_enough_is_as_urgent_as_anybody() -> None:
+    """A low priority waits while others are new; after 30 s it stands its ground against the highest."""
+    play = busy_a()
+    line_of(play, (2, 2, 0))
+    running = 1
+    for request in range(3, 40):
+        line_of(play, (request, request, 2))
+        play.later(1.0).when(answered(running))
+        running = next(iter(play.state.running))
+        play.then(complete(request - 1 if request > 3 else 1), grant(running, "a"))
+        if running == 2:
+            break
+    assert (running, play.now) == (2, 1030.0)
+
+
+def test_a_crowd_of_one_client_does_not_grow_urgent_by_its_length() -> None:
+    """Its requests wait for minutes behind each other; another client with the same priority has every other turn."""
+    play = busy_a()
+    line_of(play, *((request, 1, 1) for request in range(100, 160)))
+    play.later(300.0)
+    line_of(play, (2, 2, 1))
+    served(play, 1, 2, 100)
+    line_of(play, (3, 2, 1))
+    served(play, 100, 3, 101, 102)
+
+
+def test_a_clients_own_low_request_is_not_starved_by_its_own_high_ones() -> None:
+    play = busy_a()
+    line_of(play, (2, 1, 0), (3, 1, 2))
+    served(play, 1, 3)
+    line_of(play, (4, 1, 2))
+    play.later(30.0)
+    served(play, 3, 2, 4)
+
+
 # --- the list of models ------------------------------------------------------------------------------
 
 
 def test_registering_is_told_and_registering_again_changes_the_facts() -> None:
     play = Playbook().when(registered("a")).then().notices(notice("model.registered", "a"))
-    bigger = ModelShape(tensor_bytes=2 * GIB, context_length=100)
+    bigger = ModelShape(tensor_bytes=GIB + MIB, context_length=100)
     play.when(registered("a", shape=bigger, ctx=50)).then().notices()
     assert (play.state.models["a"].shape, play.state.models["a"].ctx) == (bigger, 50)
     play.when(load(1, "a")).then(start("a", ctx=50))
@@ -337,18 +406,12 @@ def test_a_line_that_everybody_left_is_as_good_as_new() -> None:
 def test_a_step_changes_no_value_that_somebody_else_holds(model: str) -> None:
     play = Playbook("a").given_ready("a")
     state: State = play.state
-    copy = State(
-        state.rules,
-        dict(state.models),
-        Line(dict(state.waiting.by_request), dict(state.waiting.by_model)),
-        dict(state.running),
-        state.switch,
-        state.active,
-        state.stopping,
-        state.stopped,
-        state.limit_bytes,
-        state.serial,
-        dict(state.grants),
+    copy = replace(
+        state,
+        models=dict(state.models),
+        waiting=Line(dict(state.waiting.by_request), dict(state.waiting.by_model)),
+        running=dict(state.running),
+        grants=dict(state.grants),
     )
     play.when(infer(1, model))
     assert state == copy

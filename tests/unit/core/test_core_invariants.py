@@ -9,8 +9,9 @@ from h2qd.core.effects import Effect
 from h2qd.core.events import WorkerExited, WorkerReady
 from h2qd.core.invariants import _broken, _broken_switch, check
 from h2qd.core.machine import step
-from h2qd.core.records import Fault, Line, Model, Phase, Rules, Running, State, Switch, Ticket, Want
+from h2qd.core.records import Fault, Line, Model, Phase, Rules, Running, State, Switch, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, TABLE, Move, Status, mermaid, next_status
+from h2qd.core.switching import _victims
 from h2qd.core.turn import Turn, worker_of
 from tests.playbook import CRASH, SHAPE
 
@@ -24,7 +25,7 @@ def ticket(request: int, name: str, want: Want = Want.INFER) -> Ticket:
 
 
 def switch(phase: Phase, target: str = "b", victims: tuple[str, ...] = (), fallback: str | None = None) -> Switch:
-    return Switch(1, target, 4096, phase, 0.0, victims, fallback=fallback)
+    return Switch(1, target, Terms(4096), phase, 0.0, victims, fallback=fallback)
 
 
 def state(
@@ -56,7 +57,7 @@ WANT_B = ticket(2, "b")
 
 BROKEN = {
     "two models share a worker": state(READY_A, model("b", Status.READY, 1)),
-    "the exclusive policy holds, and two models hold memory": state(READY_A, model("b", Status.READY, 2)),
+    "the exclusive policy holds, and two models are to hold memory": state(READY_A, model("b", Status.READY, 2)),
     "a is ready and its worker is None": state(model("a", Status.READY)),
     "a is cold and its worker is 1": state(model("a", Status.COLD, 1)),
     "a is cold and holds 5 bytes": state(model("a", held_bytes=5)),
@@ -64,6 +65,8 @@ BROKEN = {
     "a loads outside of a switch": state(LOADING_A),
     "a is ready and b is active": state(READY_A, COLD_B, active="b"),
     "a drains for nobody": state(DRAINING_A, running=(RUN,)),
+    "a is ready and is to leave": state(replace(READY_A, leaving="idle"), active="a"),
+    "a is timed for being idle, and is not": state(replace(READY_A, expires_at=9.0), active="a"),
     "the active model a is not registered": state(active="a"),
     "a request is in two places": state(READY_A, waiting=(ticket(1, "a"),), running=(RUN,)),
     "the lines of the models are not the line of all": State(
@@ -126,6 +129,21 @@ WHOLE = {
     "patience": state(
         READY_A, COLD_B, waiting=(WANT_B,), running=(RUN,), under_way=switch(Phase.PATIENCE, victims=("a",))
     ),
+    "a drain for whoever took its place": state(
+        replace(DRAINING_A, leaving="b took its place"), model("b", Status.READY, 2), running=(RUN,), active="b"
+    ),
+    "an overlap": state(
+        READY_A,
+        model("b", Status.LOADING, 2),
+        waiting=(WANT_B,),
+        running=(RUN,),
+        under_way=replace(switch(Phase.LOAD), overlapped=("a",)),
+    ),
+    "a parked process beside the resident model": state(model("b", Status.PARKED, 2), READY_A),
+    "a switch to a parked model whose process goes all the same": state(
+        COLD_A, model("b", Status.UNLOADING, 2), waiting=(WANT_B,), under_way=switch(Phase.UNLOAD)
+    ),
+    "idle for now": state(replace(READY_A, expires_at=9.0, idle_since=1.0)),
     "drain": state(
         DRAINING_A, COLD_B, waiting=(WANT_B,), running=(RUN,), under_way=switch(Phase.DRAIN, victims=("a",))
     ),
@@ -149,7 +167,7 @@ def test_a_switch_about_the_unknown_is_not_looked_into_further() -> None:
 
 @pytest.mark.parametrize("what", WHOLE)
 def test_what_is_whole_is_left_in_peace(what: str) -> None:
-    assert check(replace(WHOLE[what], active="a")) is None
+    assert check(replace(WHOLE[what], active=WHOLE[what].active or "a")) is None
 
 
 # --- defects of the core itself are loud ---------------------------------------------------------------
@@ -160,6 +178,12 @@ def test_a_load_outside_of_a_switch_is_a_defect() -> None:
         step(state(LOADING_A), WorkerReady(0.0, 1, 4096, 1, 0.1))
     with pytest.raises(AssertionError, match="loads outside of a switch"):
         step(state(LOADING_A), WorkerExited(0.0, 1, CRASH))
+
+
+def test_a_load_that_was_offered_and_has_no_room_is_a_defect() -> None:
+    full = replace(state(COLD_A, replace(model("b", Status.READY, 1, held_bytes=9), pinned=True)), limit_bytes=10)
+    with pytest.raises(AssertionError, match="no victims make room for a, though it fits"):
+        _victims(Turn(full, 0.0), "a", Terms(planned_bytes=2))
 
 
 def test_memory_without_a_worker_is_a_defect() -> None:
@@ -184,7 +208,8 @@ def test_every_status_can_be_entered_and_left() -> None:
 
 def test_memory_is_taken_by_a_load_only_and_given_back_by_the_end_of_a_worker_only() -> None:
     for (was, move), now in TABLE.items():
-        assert (was not in HOLDING and now in HOLDING) == (move is Move.LOAD)
+        resumes = was is Status.PARKED
+        assert (was not in HOLDING and now in HOLDING) == (move is Move.LOAD and not resumes)
         assert (was in HOLDING and now not in HOLDING) == (was in HOLDING and move in (Move.GONE, Move.FAIL))
 
 

@@ -142,7 +142,7 @@ def test_another_context_is_a_reload_of_the_same_model() -> None:
 
 def test_a_context_beyond_what_the_model_was_made_for_is_cut_to_it() -> None:
     (
-        Playbook("a")
+        Playbook("a", limit_bytes=4 * GIB)
         .when(load(1, "a", ctx=999_999))
         .then(start("a", ctx=131072))
         .when(ready("a"))

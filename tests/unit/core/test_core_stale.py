@@ -12,6 +12,7 @@ from h2qd.core.events import (
     TimerFired,
     WorkerExited,
     WorkerMeasured,
+    WorkerParked,
     WorkerReady,
 )
 from h2qd.core.machine import step
@@ -35,6 +36,7 @@ from tests.playbook import (
     ready,
     refuse,
     remember,
+    resident,
     start,
     stop,
     stop_asked,
@@ -130,11 +132,18 @@ def test_a_worker_that_is_ready_twice_is_ready_once() -> None:
     assert step(play.state, WorkerReady(play.now, worker, 1, 1, 0.1)) == (play.state, ())
 
 
+def test_a_worker_that_says_it_has_parked_and_was_not_told_to_goes_on() -> None:
+    for moment in (running, patience, loading):
+        play = moment()
+        worker = next(m.worker for m in play.state.models.values() if m.worker is not None)
+        assert step(play.state, WorkerParked(play.now, worker, 1)) == (play.state, ())
+
+
 def test_an_answer_that_crosses_its_cancellation_is_not_sent() -> None:
     ending().when(answered(2)).then(refuse(2, "cancelled"), stop("a"))
 
 
 def test_an_answer_of_a_worker_that_was_cut_off_is_not_sent() -> None:
     play = running().when(load(4, "b", force=True)).then(halt(2, "a"), refuse(2, "unloaded"), stop("a"))
-    play.when(answered(2)).then().when(gone("a")).then(start("b")).when(ready("b"))
-    assert remember("b").matches(play._effects[1], play._scene())
+    play.when(answered(2)).then().when(gone("a")).then(start("b"))
+    play.when(ready("b")).then(remember("b"), resident(4, "b"), stop("b"))

@@ -1,6 +1,7 @@
 """Simulated days: closed-loop clients over minutes of virtual time, and the bounds that must hold for each of them.
 
-A load takes 3 s, an unload 0.5 s, an answer as long as its client's requests take. Nothing here waits for real.
+A load takes 3 s, an unload 0.5 s, an answer as long as its client's requests take. Nothing here waits for real. The
+device has room for one model at a time, unless a test says otherwise.
 """
 
 import heapq
@@ -12,9 +13,9 @@ from itertools import islice
 import pytest
 
 from h2qd.core.effects import Clock, Complete, Refuse, TellResident
-from h2qd.core.events import ModelRegistered
+from h2qd.core.events import LimitRead, ModelRegistered
 from h2qd.core.records import Rules, Ticket, Want
-from tests.playbook import CTX, SHAPE
+from tests.playbook import CTX, GIB, SHAPE
 from tests.world import World
 
 LOAD_S = 3.0
@@ -42,6 +43,7 @@ class Day:
 
     rules: Rules
     clients: tuple[Client, ...] = ()
+    limit_bytes: int = 2 * GIB
     world: World = field(init=False)
     calendar: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     owners: dict[int, Client] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Day:
         self._entries = 0
         self._seen: set[object] = set()
         self._outcomes_seen = 0
+        self.world.feed(LimitRead(0.0, self.limit_bytes))
         for model in ("a", "b", "c"):
             self.world.feed(ModelRegistered(0.0, model, SHAPE, CTX))
         for client in self.clients:

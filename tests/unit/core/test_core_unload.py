@@ -292,7 +292,7 @@ def test_a_crash_while_an_unload_waits_answers_it() -> None:
     (
         draining()
         .when(dies("a", CRASH))
-        .then(refuse(1, "worker_crashed"), remember(None), cold(2, "a", released=None))
+        .then(remember(None), refuse(1, "worker_crashed"), cold(2, "a", released=None))
         .states(a=Status.COLD)
     )
 

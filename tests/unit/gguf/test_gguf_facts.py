@@ -141,7 +141,13 @@ SAMPLES = {
         "mamba",
         write_mamba,
         # Per layer: 3 remembered columns of 128 channels, and 16 states a channel, as f32.
-        {"kv_heads": [0] * 6, "heads": [0] * 6, "key_length": 0, "recurrent_bytes": 6 * (3 * 128 + 16 * 128) * 4},
+        {
+            "kv_heads": [0] * 6,
+            "heads": [0] * 6,
+            "key_length": 0,
+            "recurrent_bytes": 6 * (3 * 128 + 16 * 128) * 4,
+            "recurrent_width": 128,
+        },
     ),
 }
 
@@ -299,6 +305,12 @@ def test_the_vocabulary_falls_back_to_the_table_and_the_key() -> None:
     assert known({}, untold).vocabulary == 40
     bare = Forge(pairs=[*untold, pair("llama.vocab_size", number_of(77))], tensors=[tensor("other", [64, 40])])
     assert facts(read_header(bare.file())).vocabulary == 77
+
+
+def test_the_rules_of_a_byte_pair_tokenizer_are_counted() -> None:
+    assert known({}).merges == 0
+    assert known({"tokenizer.ggml.merges": forge.strings(["a b", "b c", "c d"])}).merges == 3
+    assert known({"tokenizer.ggml.merges": string("not a list")}).merges == 0
 
 
 def test_latent_attention_caches_no_values() -> None:

@@ -86,12 +86,13 @@ def test_layers_that_predict_further_tokens_keep_nothing() -> None:
 
 
 def test_recurrent_layers_keep_a_state_instead_of_a_cache() -> None:
-    one = (3 * (32 + 2 * 1 * 8) + 8 * 32) * 4
-    ssm = {"ssm__conv_kernel": 4, "ssm__inner_size": 32, "ssm__state_size": 8, "ssm__group_count": 1}
-    assert layers("mamba2", 3, **ssm) == Layers([0, 0, 0], 0, [False] * 3, 3 * one)
-    assert layers("jamba", [0, 2, 0], **ssm) == Layers([0, 2, 0], 0, [False] * 3, 2 * one)
-    assert layers("falcon-h1", 3, **ssm) == Layers([2, 2, 2], 0, [False] * 3, 3 * one)
-    assert layers("qwen3next", 5, **ssm) == Layers([0, 0, 0, 2, 0], 0, [False] * 5, 4 * one)
+    inner = 32
+    one = (3 * (inner + 2 * 1 * 8) + 8 * inner) * 4
+    ssm = {"ssm__conv_kernel": 4, "ssm__inner_size": inner, "ssm__state_size": 8, "ssm__group_count": 1}
+    assert layers("mamba2", 3, **ssm) == Layers([0, 0, 0], 0, [False] * 3, 3 * one, inner)
+    assert layers("jamba", [0, 2, 0], **ssm) == Layers([0, 2, 0], 0, [False] * 3, 2 * one, inner)
+    assert layers("falcon-h1", 3, **ssm) == Layers([2, 2, 2], 0, [False] * 3, 3 * one, inner)
+    assert layers("qwen3next", 5, **ssm) == Layers([0, 0, 0, 2, 0], 0, [False] * 5, 4 * one, inner)
     assert layers("qwen3next", 4, full_attention_interval=2, **ssm).kv_heads == [0, 2, 0, 2]
     assert layers("qwen3next", 4, attention__recurrent_layers=[1, 1, 0, 0], **ssm).kv_heads == [0, 0, 2, 2]
     assert layers("nemotron_h", [0, 2, 0], feed_forward_length=[0, 0, 99], **ssm).recurrent_bytes == one
@@ -99,7 +100,7 @@ def test_recurrent_layers_keep_a_state_instead_of_a_cache() -> None:
 
 def test_the_states_of_other_families() -> None:
     assert layers("rwkv7", 2, wkv__head_size=16).recurrent_bytes == 2 * (2 * 64 + 64 * 16) * 4
-    assert layers("lfm2", [0, 2], shortconv__l_cache=3) == Layers([0, 2], 0, [False] * 2, 64 * 2 * 4)
+    assert layers("lfm2", [0, 2], shortconv__l_cache=3) == Layers([0, 2], 0, [False] * 2, 64 * 2 * 4, 0)
     kimi = layers("kimi-linear", [0, 2], kda__head_dim=16, ssm__conv_kernel=4)
     assert kimi.recurrent_bytes == (3 * 3 * 8 * 16 + 16 * 16 * 8) * 4
     assert layers("minimax-01", 2, full_attention_interval=2).recurrent_bytes == 16 * 16 * 8 * 4

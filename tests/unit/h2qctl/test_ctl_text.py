@@ -19,6 +19,11 @@ def test_sizes(size_bytes: int | None, shown: str) -> None:
     assert text.size(size_bytes) == shown
 
 
+@pytest.mark.parametrize(("size_bytes", "shown"), [(12 << 20, "+12.0 MiB"), (-(200 << 20), "-200 MiB"), (0, "+0 B")])
+def test_differences(size_bytes: int, shown: str) -> None:
+    assert text.difference(size_bytes) == shown
+
+
 @pytest.mark.parametrize(
     ("ms", "shown"),
     [

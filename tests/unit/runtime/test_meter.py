@@ -10,38 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2qd.runtime import meter
+from tests.unit.runtime.kernel_tree import MEMINFO, V1_MOUNT, V2_MOUNT, Tree
 
 GIB = 2**30
 PAGE = os.sysconf("SC_PAGE_SIZE")
-MEMINFO = (
-    "MemTotal:        8388608 kB\nMemFree:          100000 kB\nMemAvailable:    4194304 kB\nHugePages_Total:  0\n"
-)
-V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-V1_MOUNT = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-OTHER_MOUNTS = (
-    "21 1 8:1 / / rw - ext4 /dev/sda1 rw\nshort\n36 31 0:33 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
-)
-
-
-class Tree:
-    """A /proc and a /sys under a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = str(root)
-        self.write("proc/meminfo", MEMINFO)
-
-    def write(self, path: str, text: str) -> None:
-        file = Path(self.root, path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def process(self, cgroup: str, mounts: str, pid: str = "self") -> None:
-        self.write(f"proc/{pid}/cgroup", cgroup)
-        self.write(f"proc/{pid}/mountinfo", OTHER_MOUNTS + mounts)
-
-    def group(self, path: str, **files: int | str) -> None:
-        for name, text in files.items():
-            self.write(f"sys/fs/cgroup/{path}/memory.{name}", f"{text}\n")
 
 
 @pytest.fixture
@@ -75,11 +47,23 @@ def test_limits(text: str, limit: int | None) -> None:
     assert meter.parse_limit(text) == limit
 
 
+def test_only_what_the_kernel_could_mean_is_a_number() -> None:
+    assert meter.parse_counts("a ²\nb ٣\nc 18446744073709551615\nd 184467440737095516150\n") == {"c": 2**64 - 1}
+    assert meter.parse_sizes("a: ² kB\nb: 7 kB\n") == {"b": 7 * 1024}
+
+
+def test_stalls_are_percent_of_the_last_ten_seconds() -> None:
+    text = "some avg10=12.50 avg60=1.00 avg300=0.10 total=5\nfull avg10=0.07 avg60=0.00 avg300=0.00 total=1\n"
+    assert meter.parse_stalls(text) == {"some": 12.5, "full": 0.07}
+    assert meter.parse_stalls("some avg10=999.99 avg60=0\nfull avg10=nan\nnone avg10=1.00 \n") == {"some": 100.0}
+
+
 @given(st.text(max_size=200))
 def test_parsers_take_any_text(text: str) -> None:
     meter.parse_sizes(text)
     meter.parse_counts(text)
     meter.parse_limit(text)
+    meter.parse_stalls(text)
     meter.parse_memberships(text)
     meter.parse_mounts(text)
 

@@ -56,7 +56,8 @@ def test_only_credit_is_never_answered_and_only_streams_have_chunks() -> None:
 
 def test_commands_that_change_what_is_resident_or_registered_need_admin() -> None:
     admin = {op for op, command in CATALOGUE.items() if command.access is Access.ADMIN}
-    assert admin == {"model.import", "model.remove", "model.load", "model.unload", "model.switch"}
+    residency = {"model.load", "model.unload", "model.switch", "model.pin", "model.unpin"}
+    assert admin == {"model.import", "model.remove", *residency}
     assert Access.READ < Access.USE < Access.ADMIN
 
 

@@ -2,11 +2,22 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, LoadModel, Prefilling, Sampler, Text, Turn
+from h2qd.wire.workers import (
+    Generate,
+    Generated,
+    GenerationFailed,
+    LoadModel,
+    Prefilling,
+    ResumeModel,
+    Sampler,
+    Text,
+    Turn,
+)
 from h2qd.worker.engine import Beat, EngineError, Said
 from h2qd.worker.fake import SCRIPT_BYTES_MAX, FakeEngine
 from tests.unit.worker.zygote_peer import ask, write_script
@@ -117,6 +128,39 @@ def test_failing_requests_fail_alone(tmp_path: Path) -> None:
     engine.submit(ask(2))
     failed = [message for message in everything(engine) if isinstance(message, GenerationFailed)]
     assert [message.request for message in failed] == [1, 2]
+
+
+def test_a_request_may_use_one_slot_s_share_of_the_context(tmp_path: Path) -> None:
+    script = write_script(tmp_path, prompt_tokens=17)
+    engine = FakeEngine(Beat())
+    assert engine.load(LoadModel("fake", str(script), 64, slots=4), lambda _: None).ctx == 16
+    with pytest.raises(EngineError) as caught:
+        engine.submit(ask())
+    assert caught.value.code == "context_overflow"
+
+
+def test_parking_and_resuming_take_their_time(tmp_path: Path) -> None:
+    engine = loaded(tmp_path, tokens=2, park_ms=20, resume_ms=30, context_bytes=1000)
+    began = time.monotonic()
+    engine.park()
+    assert time.monotonic() - began >= 0.02
+    with pytest.raises(EngineError) as caught:
+        engine.submit(ask())
+    assert caught.value.code == "not_loaded"
+    assert not engine.busy
+    again = engine.resume(ResumeModel(32, slots=2))
+    assert again.ctx == 16
+    assert again.load_ms >= 30
+    engine.submit(ask())
+    assert end(everything(engine)).finish == "stop"
+
+
+def test_a_resumption_may_fail_with_any_code(tmp_path: Path) -> None:
+    engine = loaded(tmp_path, resume_fail=["no_fit", "too big by now"])
+    engine.park()
+    with pytest.raises(EngineError, match="too big by now") as caught:
+        engine.resume(ResumeModel(64))
+    assert caught.value.code == "no_fit"
 
 
 def test_close_lets_go(tmp_path: Path) -> None:

@@ -1,0 +1,219 @@
+"""Somebody else on the device eats its memory, for real: what goes, what stays, how soon, and what is said about it.
+
+The device is a cgroup that the daemon lives in together with the eater, so it is the kernel that measures, and nobody
+outside runs short. The eater stays below the group's limit: it is the daemon that has to give way, not the kernel.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from h2qctl import Client, H2qError
+from h2qd.wire.messages import Notice
+from tests.harness import ROOT, DaemonProcess, await_true, background, code_of, daemon_environment, started
+from tests.pressure import MIB, Bounded, Eater, bounded, model, write_config
+
+DEVICE_BYTES = 1024 * MIB
+WARN, CRITICAL, EMERGENCY = 0.6, 0.75, 0.9
+ABOVE = 0.02
+"""So far above a threshold the eater goes; what is loaded holds more than that."""
+
+REACTION_S_MAX = 1.2
+DWELL_S = 1.0
+
+CONFIG = f"""
+residency: {{policy: budget, park: 1m, restore: false}}
+memory: {{model_limit: 300MiB, working: 128MiB, safety_buffer: 16MiB}}
+guard: {{warn: 60%, critical: 75%, emergency: 90%, leave_gap: 5%, dwell: {DWELL_S}s, calm: 60s}}
+"""
+
+LONG = {"tokens": 100_000, "token_ms": 5}
+
+MODELS = {
+    "kept": model(80 * MIB, **LONG),
+    "idle": model(80 * MIB),
+    "idle2": model(80 * MIB),
+    "parked": model(0, context_bytes=80 * MIB),
+    "small": model(8 * MIB),
+}
+KEYS = {"parked": {"priority": -2}, "idle": {"priority": -1}}
+"""Who goes first, so that it need not be guessed from the time that loads took."""
+
+
+@dataclass
+class Notices:
+    """What the daemon tells, as it comes, and when it came."""
+
+    heard: list[tuple[float, Notice]] = field(default_factory=list)
+    news: Event = field(default_factory=Event)
+
+    def follow(self, client: Client) -> None:
+        with contextlib.suppress(H2qError):  # the daemon ends
+            for notice in client.events(since=0):
+                self.heard.append((time.monotonic(), notice))
+                self.news.set()
+
+    def of(self, event: str, **fields: object) -> list[tuple[float, Notice]]:
+        """Those of one kind, with these attributes or data."""
+        return [
+            (at, notice)
+            for at, notice in list(self.heard)
+            if notice.event == event
+            and all(notice.data.get(key, getattr(notice, key, None)) == value for key, value in fields.items())
+        ]
+
+    def awaited(self, event: str, timeout_s: float = 20, **fields: object) -> float:
+        """When the latest such notice came; waits for the first."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := self.of(event, **fields)):
+            left = deadline - time.monotonic()
+            assert left > 0, (event, fields, [notice for _, notice in self.heard][-20:])
+            self.news.wait(left)
+            self.news.clear()
+        return found[-1][0]
+
+
+@dataclass
+class Scene:
+    """A daemon on a small device, somebody who listens to it, and somebody who eats."""
+
+    group: Bounded
+    daemon: DaemonProcess
+    client: Client
+    notices: Notices
+    eater: Eater
+
+    def resident(self) -> set[str]:
+        return {row.name for row in self.client.ps().models}
+
+    def crosses(self, level: str, share: float) -> float:
+        """Fill the device to a share in a level; the time from the end of the meal to the word about it."""
+        began = time.monotonic()
+        self.eater.fill_to(share + ABOVE)
+        ate = time.monotonic()
+        heard = self.notices.awaited("memory.level", now=level)
+        print(f"{level}: told {heard - ate:+.3f} s after the meal, which took {ate - began:.3f} s")
+        return heard - ate
+
+
+@contextlib.contextmanager
+def scene(folder: Path, config: str = CONFIG) -> Iterator[Scene]:
+    with bounded(DEVICE_BYTES) as group:
+        path = write_config(folder, MODELS, config, KEYS)
+        with started(folder, path, within=group.folder) as daemon, group.eater() as eater:
+            notices = Notices()
+            reader = daemon.client()
+            Thread(target=notices.follow, args=[reader], daemon=True).start()
+            notices.awaited("model.registered", model=list(MODELS)[-1])
+            yield Scene(group, daemon, daemon.client(), notices, eater)
+
+
+class Answer:
+    """A long answer in the making: how many pieces have come, and how it ended."""
+
+    def __init__(self, daemon: DaemonProcess, name: str) -> None:
+        self.pieces = 0
+        self._daemon = daemon
+        self._name = name
+        self.end: Future[None] = background(self._consume)
+        await_true(lambda: self.pieces > 0 or self.end.done(), "it answers")
+
+    def _consume(self) -> None:
+        with Client(str(self._daemon.socket)) as client:
+            for _ in client.stream("hello", self._name, max_tokens=65_536):
+                self.pieces += 1
+
+    def goes_on(self) -> None:
+        """It is not over, and more of it comes."""
+        before = self.pieces
+        await_true(lambda: self.pieces > before or self.end.done(), "it goes on")
+        assert not self.end.done()
+
+
+def test_what_goes_and_in_which_order(tmp_path: Path) -> None:
+    with scene(tmp_path) as at:
+        client, notices = at.client, at.notices
+        client.load("parked")
+        client.load("idle")
+        client.load("kept")
+        client.load("idle2")  # a fourth does not fit: the lowest priority is parked for it
+        assert [row.name for row in client.ps().models if row.state == "parked"] == ["parked"]
+        answer = Answer(at.daemon, "kept")
+        supervisor_bytes = at.daemon.rss_bytes()
+
+        assert at.crosses("warn", WARN) < REACTION_S_MAX
+        notices.awaited("memory.relieved", model="parked", what="drop parked")
+        await_true(lambda: at.resident() == {"idle", "idle2", "kept"}, "what is parked goes, and nothing else")
+        assert client.load("small").changed, "there is room, and loads are still admitted"
+        client.unload("small")
+
+        assert at.crosses("critical", CRITICAL) < REACTION_S_MAX
+        refused(at, "small")
+        notices.awaited("memory.relieved", model="idle", what="evict idle")
+        notices.awaited("memory.level", was="critical", now="warn")
+        assert at.resident() == {"idle2", "kept"}, "the one of the lowest priority was enough"
+        answer.goes_on()
+
+        assert at.crosses("emergency", EMERGENCY) < REACTION_S_MAX
+        notices.awaited("memory.relieved", model="idle2", what="evict idle")
+        notices.awaited("memory.level", was="emergency")
+        assert at.resident() == {"kept"}
+        answer.goes_on()
+
+        at.eater.fill_to(EMERGENCY + ABOVE)
+        assert code_of(answer.end) == "memory_pressure"
+        relieved = [notice.data["what"] for _, notice in notices.of("memory.relieved")]
+        assert relieved[:4] == ["drop parked", "evict idle", "evict idle", "cut off the lowest priority"]
+        assert set(relieved[4:]) <= {"evict idle"}, "it has no work any more"
+        print(f"the daemon: {at.daemon.rss_bytes() - supervisor_bytes:+} bytes; the answer had {answer.pieces} pieces")
+
+        at.eater.eat(0)
+        freed = time.monotonic()
+        normal = notices.awaited("memory.level", now="normal")
+        print(f"normal {normal - freed:.2f} s after the end of the meal, with a dwell of {DWELL_S} s")
+        assert DWELL_S <= normal - freed < DWELL_S + 2 * REACTION_S_MAX
+        assert client.load("idle").changed
+        assert client.infer("hello", "kept", max_tokens=3).finish == "length"
+        assert client.status().memory.level == "normal"
+        assert at.group.group.oom_kills == 0
+        everything_is_told(at)
+
+
+def refused(at: Scene, name: str) -> None:
+    """A load hears that there is no memory now, and when to come again."""
+    with pytest.raises(H2qError) as caught:
+        at.client.load(name)
+    assert caught.value.code == "memory_pressure"
+    assert caught.value.retryable
+    assert caught.value.retry_after_ms == DWELL_S * 1000
+
+
+def everything_is_told(at: Scene) -> None:
+    """What the guard did stands in the log and in what `h2qctl events` shows, in the same order."""
+    told = subprocess.run(
+        [sys.executable, "-m", "h2qctl", "events", "--json", "--since", "0", "--no-follow"],
+        cwd=ROOT,
+        env=daemon_environment(at.daemon.folder),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    shown = [line["chunk"] for line in map(json.loads, told.stdout.splitlines()) if "chunk" in line]
+    for event in ("memory.level", "memory.relieved"):
+        from_client = [(n.get("model"), n["data"]) for n in shown if n["event"] == event]
+        from_log = [
+            (line.get("model"), {k: v for k, v in line.items() if k not in ("at", "level", "event", "model")})
+            for line in at.daemon.log(event)
+        ]
+        assert from_client == from_log
+        assert from_client == [(n.model, n.data) for _, n in at.notices.of(event)]
+        assert from_client
