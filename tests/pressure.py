@@ -54,18 +54,21 @@ class Bounded:
         used = next(f for n in ("memory.current", "memory.usage_in_bytes") if (f := self.folder / n).exists())
         return meter.held_bytes(int(used.read_text()), (self.folder / "memory.stat").read_text())
 
+    def room(self, name: str, limit_bytes: int | None = None) -> "Room":
+        """A group within this one; v2 has processes in the leaves only."""
+        return Room(self.folder / name, limit_bytes)
+
     @contextlib.contextmanager
     def eater(self) -> Iterator["Eater"]:
         """A process that is none of the daemon's, in the same group."""
-        room = self.folder / f"eater-{os.urandom(4).hex()}"  # v2 has processes in the leaves only
-        room.mkdir()
+        room = self.room("eater")
         eater = Eater(self, room)
         try:
             yield eater
         finally:
             eater.process.kill()
             eater.process.communicate()
-            await_true(lambda: _removed(room), "the eater's group is empty")
+            room.close()
 
     def close(self) -> None:
         """Remove the group, and the groups that a killed daemon left in it."""
@@ -74,16 +77,34 @@ class Bounded:
                 await_true(lambda below=below: _removed(below), f"{below} is empty")
 
 
+class Room:
+    """A group for a process."""
+
+    def __init__(self, folder: Path, limit_bytes: int | None) -> None:
+        self._folder = folder
+        folder.mkdir()
+        if limit_bytes is not None:
+            _limit_file(folder).write_text(str(limit_bytes))
+
+    def enter(self, pid: int) -> None:
+        """Move a process in."""
+        (self._folder / "cgroup.procs").write_text(str(pid))
+
+    def close(self) -> None:
+        """Remove the group, once its processes are gone."""
+        await_true(lambda: _removed(self._folder), f"{self._folder} is empty")
+
+
 class Eater:
     """Eats as it is told to: `eat` returns when the memory is taken, or given back."""
 
-    def __init__(self, bounded: Bounded, room: Path) -> None:
+    def __init__(self, bounded: Bounded, room: Room) -> None:
         self._bounded = bounded
         self.process = subprocess.Popen(
             [sys.executable, "-c", _EATER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._answer()
-        (room / "cgroup.procs").write_text(str(self.process.pid))
+        room.enter(self.process.pid)
         self.eaten_bytes = 0
 
     def eat(self, size_bytes: int) -> None:
@@ -175,6 +196,11 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def _limit_file(group: Path) -> Path:
+    names = ("memory.max", "memory.limit_in_bytes")
+    return next(file for name in names if (file := group / name).exists())
 
 
 def _removed(folder: Path) -> bool:

@@ -286,8 +286,8 @@ class State:
     """Everything the core knows. `limit_bytes`: what models may hold in all; `available_bytes`: what is free here
     beside what the models are known to hold.
 
-    `grants` orders clients by their last grant, or their first arrival since, and keeps its time: who has the least
-    goes next.
+    `grants` orders clients by their last grant, or their first arrival since: who has the least goes next. Beside that
+    stands when they were served last.
     """
 
     rules: Rules = field(default_factory=Rules)

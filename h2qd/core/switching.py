@@ -151,7 +151,7 @@ def _overlapped(turn: Turn, target: Model, terms: Terms) -> tuple[str, ...]:
     rest = budget.others(turn.state, target.name)
     names = tuple(m.name for m in rest if m.status is not Status.PARKED)
     busy = any(turn.running_on(name) for name in names)
-    settled = target.status not in HOLDING - {Status.PARKED} and all(m.status is not Status.UNLOADING for m in rest)
+    settled = target.status not in HOLDING - {Status.PARKED} and not any(m.status is Status.UNLOADING or m.leaving for m in rest)
     fits = budget.charged(rest) + terms.planned_bytes <= budget.room(turn.state)
     return names if turn.state.rules.exclusive and busy and settled and fits else ()
 

@@ -199,6 +199,8 @@ class Turn:
             return
         rest = {key: r for key, r in self.state.running.items() if key != request}
         self.state = replace(self.state, running=rest)
+        rank, _ = self.state.grants.get(running.ticket.client, (self.state.serial, 0.0))
+        self._rank(running.ticket.client, rank)  # it was served until now
         if running.ending is not None:
             self.emit(ClearTimer(Timer(Clock.CANCEL, request)))
 

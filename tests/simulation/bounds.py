@@ -25,8 +25,6 @@ from tests.world import World
 
 _SLACK_S = 1.0
 _USELESS_LOADS_MAX = {Weather.CALM: 12, Weather.PRESSED: 12, Weather.WILD: 60}
-_SEEN_FREE_S = 2.0 + LOAD_S_MAX
-"""How old the last exact reading of the free memory may be when a load begins: others blur while a load is under way."""
 
 
 @dataclass
@@ -89,15 +87,18 @@ class Bounds:
         most = _USELESS_LOADS_MAX[self.setting.weather]
         assert self.useless_loads <= most, f"{self.useless_loads} loads in a row served nobody"
         if state.rules.strict:
-            others = budget.others(state, effect.model)
-            spare = self.device.available(world.now) - state.rules.buffer_bytes
-            spare -= sum(budget.charge(m) - m.held_bytes for m in others)
-            spare += state.models[effect.model].held_bytes
-            lately = int(self.setting.temper.rate_bytes_per_s * _SEEN_FREE_S)
-            if not self.setting.temper.jump:
-                assert effect.terms.planned_bytes <= spare + lately, (
-                    f"{effect.model} is to take {effect.terms.planned_bytes} bytes, and {spare} are there"
-                )
+            self._has_room(world, effect)
+
+    def _has_room(self, world: World, effect: StartWorker | ResumeWorker) -> None:
+        """Whether the device has the memory; what moved since the last reading, the buffer is for."""
+        if self.setting.temper.jump:
+            return
+        to_grow = sum(budget.charge(m) - m.held_bytes for m in budget.others(world.state, effect.model))
+        held_bytes = world.state.models[effect.model].held_bytes
+        spare = self.device.available(world.now) + held_bytes - to_grow
+        assert effect.terms.planned_bytes <= spare, (
+            f"{effect.model} is to take {effect.terms.planned_bytes} bytes, and {spare} are there"
+        )
 
     # --- answers --------------------------------------------------------------------------------------
 

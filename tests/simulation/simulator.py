@@ -255,8 +255,10 @@ class Life:
     def _loaded(self, worker: int, order: int, took_s: float) -> None:
         if self._is_under(worker, order):
             its = self.world.workers[worker]
-            its.held_bytes = self.device.holdings[worker].goal_bytes
-            self.world.load_ends(its, load_s=took_s)
+            self.world.measured(its, self.device.holdings[worker].goal_bytes)
+            self._read()
+            if self._is_under(worker, order):
+                self.world.load_ends(its, load_s=took_s)
 
     def _parks(self, worker: int) -> None:
         order = self._order(worker)

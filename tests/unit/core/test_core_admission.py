@@ -233,9 +233,11 @@ def test_a_crowd_of_one_client_does_not_grow_urgent_by_its_length() -> None:
     line_of(play, *((request, 1, 1) for request in range(100, 160)))
     play.later(300.0)
     line_of(play, (2, 2, 1))
-    served(play, 1, 2, 100)
+    served(play, 1, 100, 2, 101)
     line_of(play, (3, 2, 1))
-    served(play, 100, 3, 101, 102)
+    served(play, 101, 3, 102, each_s=100.0)
+    line_of(play, (4, 2, 1))
+    served(play, 102, 4, 103, each_s=100.0)
 
 
 def test_a_clients_own_low_request_is_not_starved_by_its_own_high_ones() -> None:
