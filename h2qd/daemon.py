@@ -311,6 +311,7 @@ def _rules(config: Config) -> Rules:
         strict=config.memory.strict,
         park_s=config.residency.park_s,
         buffer_bytes=config.memory.safety_buffer_bytes,
+        offload=config.memory.device == "auto",
         guard=Thresholds(guard.warn, guard.critical, guard.emergency, guard.leave_gap, guard.dwell_s, guard.calm_s),
         patience_s=config.residency.patience_s,
         queue_max=config.requests.queue_max,

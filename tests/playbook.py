@@ -182,6 +182,11 @@ def read(used_share: float, available: int = 16 * GIB, *, stalled: bool = False)
     return lambda s: MemoryRead(s.now, used_share, available, stalled)
 
 
+def accelerator(free_bytes: int) -> Cue:
+    """The device was read: so much is free on its accelerator."""
+    return lambda s: MemoryRead(s.now, 0.1, 16 * GIB, accelerator_bytes=free_bytes)
+
+
 def pin(request: int, model: str, *, pinned: bool = True) -> Cue:
     """Somebody wants a model pinned, or not any more."""
     return lambda s: PinAsked(s.now, request, model, pinned)
@@ -275,9 +280,9 @@ class Expected:
         return f"{self.kind.__name__}({', '.join(named)})"
 
 
-def start(model: str, ctx: int = CTX) -> Expected:
+def start(model: str, ctx: int = CTX, gpu_layers: int = 0) -> Expected:
     """Start a worker for a model."""
-    return Expected(StartWorker, {"model": model, "terms.ctx": ctx}, (model, -1))
+    return Expected(StartWorker, {"model": model, "terms.ctx": ctx, "gpu_layers": gpu_layers}, (model, -1))
 
 
 def resume(model: str, ctx: int = CTX) -> Expected:

@@ -260,7 +260,7 @@ class World:
         """Nobody will speak of an answered request again; a second answer is one to a request that nobody sent."""
         assert request not in self.open, "a request is forgotten before its answer"
         for known in (self.tickets, self.outcomes, self.answered_at, self.granted_at):
-            known.pop(request, None)  # type: ignore[attr-defined]
+            known.pop(request, None)
         self._answered_by_worker.discard(request)
 
     # --- what is done ---------------------------------------------------------------------------------

@@ -34,13 +34,15 @@ class Timer:
 class StartWorker:
     """Start process number `worker` and have it load `model` on `terms`; ends in WorkerReady or WorkerExited.
 
-    `terms.planned_bytes` is the plan that it was admitted with, which the runtime holds it to.
+    `terms.planned_bytes` is the plan that it was admitted with, which the runtime holds it to. `gpu_layers` of the
+    model go onto an accelerator, if the engine can use one.
     """
 
     worker: int
     model: str
     terms: Terms
     slots: int
+    gpu_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerMeasured:
-    """What a resident worker holds now. `exercised`: it has computed a whole batch, so it will hardly take more."""
+    """What a resident worker holds now. `exercised`: a context of it was full, so it will hardly take more."""
 
     now: float
     worker: int
@@ -142,13 +142,14 @@ class LimitRead:
 class MemoryRead:
     """The device's memory now: `used_share` (0..1) is in use, `available_bytes` can be had.
 
-    `stalled`: tasks wait for memory.
+    `stalled`: tasks wait for memory. `accelerator_bytes` are free on the accelerator that has most.
     """
 
     now: float
     used_share: float
     available_bytes: int
     stalled: bool = False
+    accelerator_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

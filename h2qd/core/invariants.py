@@ -75,7 +75,7 @@ def _loading(switch: Switch | None) -> str | None:
 
 
 def _drains_for(state: State, model: Model) -> bool:
-    """Whether somebody wants a draining model gone, and it is not gone yet because it, or another victim, has work."""
+    """Whether somebody wants a draining model gone, and it is there yet because it, or another victim, has work."""
     switch = state.switch
     for_switch = switch is not None and switch.phase in (Phase.PATIENCE, Phase.DRAIN) and model.name in switch.victims
     wanted_gone = state.stopping or bool(model.leaving or state.waiting.of(model.name, Want.COLD))

@@ -6,10 +6,12 @@ watches for models that nobody used for so long that they go by themselves. Call
 `relief`.
 """
 
-from h2qd.core import evict
+from h2qd.core import budget, evict
 from h2qd.core.effects import ClearTimer, Clock, ParkWorker, SetTimer, StopWorker, Timer
-from h2qd.core.records import Model
-from h2qd.core.states import RESIDENT, Move, Status
+from h2qd.core.guard import Level
+from h2qd.core.offers import parked_bytes
+from h2qd.core.records import Model, Want
+from h2qd.core.states import Move, Status
 from h2qd.core.turn import Turn, worker_of
 
 
@@ -25,21 +27,35 @@ def park(turn: Turn, model: Model, why: str = "") -> None:
     turn.emit(ParkWorker(worker_of(model)))
 
 
-def retire(turn: Turn, name: str, why: str) -> None:
-    """Let a model go as soon as its work has ended."""
+def may_park(turn: Turn, model: Model, beside_bytes: int) -> bool:
+    """Whether a model that goes keeps its process: the rules say so, and it has room beside `beside_bytes`."""
+    state = turn.state
+    return (
+        state.rules.park_s > 0
+        and state.guard.level is Level.NORMAL
+        and not turn.waiting_for(model.name, Want.COLD)
+        and beside_bytes + parked_bytes(model, state.rules.slots) <= budget.room(state)
+    )
+
+
+def make_way(turn: Turn, name: str, why: str) -> None:
+    """Let a resident model go as soon as its work has ended; it may be on its way out or gone already."""
     model = turn.model(name)
-    if model.status is Status.PARKED or (model.status in RESIDENT and not turn.running_on(name)):
-        release(turn, model, why)
-    elif model.status is Status.READY:
+    if model.status is Status.READY:
         turn.move(name, Move.DRAIN, why, leaving=why)
     elif model.status is Status.DRAINING:
         turn.change(name, leaving=why)
+    advance(turn)
 
 
 def advance(turn: Turn) -> None:
     """Let go who is leaving and has no work any more."""
     for model in list(turn.holders()):
-        if model.leaving and model.status is Status.DRAINING and not turn.running_on(model.name):
+        if not model.leaving or turn.running_on(model.name):
+            continue
+        if may_park(turn, model, budget.charged(budget.others(turn.state, model.name))):
+            park(turn, model, model.leaving)
+        else:
             release(turn, model, model.leaving)
 
 
@@ -76,4 +92,4 @@ def expired(turn: Turn, worker: int) -> None:
     model = turn.model_of(worker)
     if model is not None and model.expires_at is not None and turn.now >= model.expires_at:
         turn.change(model.name, expires_at=None)
-        retire(turn, model.name, f"idle for {turn.now - (model.idle_since or turn.now):.0f} s")
+        release(turn, model, f"idle for {turn.now - (model.idle_since or turn.now):.0f} s")

@@ -83,6 +83,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
         case LimitRead():
             turn.state = replace(turn.state, limit_bytes=event.limit_bytes)
         case MemoryRead():
+            turn.state = replace(turn.state, accelerator_bytes=event.accelerator_bytes)
             relief.read(turn, event.used_share, event.available_bytes, stalled=event.stalled)
         case StopAsked():
             _stop(turn, event)
@@ -239,7 +240,7 @@ def _worker_measured(turn: Turn, event: WorkerMeasured) -> None:
 def _learn(turn: Turn, model: Model, *, exercised: bool) -> None:
     """Note what a load was measured to take beside its plan.
 
-    Before a whole batch was computed a worker holds less than it will: until then only more than planned is news.
+    Before a context was full a worker holds less than it will: until then only more than planned is news.
     """
     if not exercised and model.held_bytes <= model.planned_bytes:
         return

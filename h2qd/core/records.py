@@ -262,13 +262,14 @@ class Rules:
 
     `exclusive`: one model holds memory at a time; else as many as fit. `strict`: refuse a load that the device has no
     room for now, though the budget has. `park_s`: how long a model that had to go keeps its process, 0: not at all.
-    `buffer_bytes`: memory that loads leave free on the device.
+    `buffer_bytes`: memory that loads leave free on the device. `offload`: models may go onto an accelerator.
     """
 
     exclusive: bool = True
     strict: bool = False
     park_s: float = 0.0
     buffer_bytes: int = 0
+    offload: bool = True
     guard: Thresholds = field(default_factory=Thresholds)
     patience_s: float = 2.0
     queue_max: int = 64
@@ -283,11 +284,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything the core knows. `limit_bytes`: what models may hold in all; `available_bytes`: what is free here
-    beside what the models are known to hold.
+    """Everything the core knows.
 
-    `grants` orders clients by their last grant, or their first arrival since: who has the least goes next. Beside that
-    stands when they were served last.
+    `limit_bytes`: what models may hold in all; `available_bytes`: what is free here beside what models are known to
+    hold. `grants` orders clients by their last grant, or their first arrival since: who has the least goes next.
+    Beside that stands when they were served last.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -300,6 +301,7 @@ class State:
     stopped: bool = False
     limit_bytes: int = 2**53
     available_bytes: int = 2**53
+    accelerator_bytes: int = 0
     guard: Guard = field(default_factory=Guard)
     remembered: Memory = field(default_factory=Memory)
     serial: int = 0

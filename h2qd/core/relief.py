@@ -71,7 +71,7 @@ def _drop_parked(turn: Turn) -> bool:
     parked = [m for m in turn.holders() if m.status is Status.PARKED]
     for model in parked:
         _relieved(turn, model, "drop parked")
-        leaving.retire(turn, model.name, "the device is short of memory")
+        leaving.release(turn, model, "the device is short of memory")
     return bool(parked)
 
 
@@ -92,7 +92,7 @@ def _evict(turn: Turn, *, pinned: bool) -> bool:
         return False
     _relieved(turn, model, "evict idle")
     turn.state = replace(turn.state, guard=replace(turn.state.guard, evicted_at=turn.now))
-    leaving.retire(turn, model.name, "the device is short of memory")
+    leaving.release(turn, model, "the device is short of memory")
     return True
 
 
@@ -142,7 +142,7 @@ def _work_off_debt(turn: Turn) -> bool:
     if model is None:
         return False
     _relieved(turn, model, "over budget")
-    leaving.retire(turn, model.name, "models hold more than their budget")
+    leaving.release(turn, model, "models hold more than their budget")
     return True
 
 

@@ -24,8 +24,9 @@ from h2qd.core.effects import (
 )
 from h2qd.core.ending import cut_off
 from h2qd.core.failures import held_back
-from h2qd.core.leaving import park, release, retire
-from h2qd.core.offers import parked_bytes
+from h2qd.core.leaving import make_way, may_park, park, release
+from h2qd.core.offers import parked_bytes, plan_of
+from h2qd.core.offload import gpu_layers
 from h2qd.core.records import Fault, Model, Phase, Released, State, Switch, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
 from h2qd.core.turn import Turn, worker_of
@@ -108,7 +109,7 @@ def _begin(turn: Turn, target: Model, terms: Terms) -> None:
     overlapped = _overlapped(turn, target, terms)
     victims = () if overlapped else _victims(turn, target.name, terms)
     fallback, fallback_terms = _fallback_of(turn, victims)
-    busy = any(turn.running_on(name) for name in victims)
+    busy = _have_work(turn, victims)
     switch = Switch(
         serial=turn.serial(),
         target=target.name,
@@ -123,6 +124,11 @@ def _begin(turn: Turn, target: Model, terms: Terms) -> None:
     turn.set_switch(switch)
     if busy:
         turn.emit(SetTimer(Timer(Clock.PATIENCE, switch.serial), turn.now + turn.state.rules.patience_s))
+
+
+def _have_work(turn: Turn, victims: tuple[str, ...]) -> bool:
+    """Whether victims have work, or will have it as soon as `serve` sees that they are open to it again."""
+    return any(evict.is_busy(turn.state, turn.model(name)) for name in victims)
 
 
 def _fallback_of(turn: Turn, victims: tuple[str, ...]) -> tuple[str | None, Terms]:
@@ -151,7 +157,9 @@ def _overlapped(turn: Turn, target: Model, terms: Terms) -> tuple[str, ...]:
     rest = budget.others(turn.state, target.name)
     names = tuple(m.name for m in rest if m.status is not Status.PARKED)
     busy = any(turn.running_on(name) for name in names)
-    settled = target.status not in HOLDING - {Status.PARKED} and not any(m.status is Status.UNLOADING or m.leaving for m in rest)
+    settled = target.status not in HOLDING - {Status.PARKED} and not any(
+        m.status is Status.UNLOADING or m.leaving for m in rest
+    )
     fits = budget.charged(rest) + terms.planned_bytes <= budget.room(turn.state)
     return names if turn.state.rules.exclusive and busy and settled and fits else ()
 
@@ -237,21 +245,13 @@ def _choose_again(turn: Turn, switch: Switch) -> Switch | None:
 
 def _let_go(turn: Turn, model: Model, switch: Switch, kept_bytes: int) -> int:
     """Have a victim go, or park it where the rules say so and there is room for it. Returns what is kept by then."""
-    state = turn.state
-    still = parked_bytes(model, state.rules.slots)
-    staying = budget.charged(m for m in budget.others(state, switch.target) if m.name not in switch.victims)
-    parks = (
-        state.rules.park_s > 0
-        and model.name != switch.target
-        and not model.leaving
-        and not turn.waiting_for(model.name, Want.COLD)
-        and kept_bytes + staying + still <= budget.room(state)
-    )
-    if not parks:
+    rest = budget.others(turn.state, switch.target)
+    staying = budget.charged(m for m in rest if m.name not in switch.victims)
+    if model.name == switch.target or not may_park(turn, model, kept_bytes + staying):
         release(turn, model)
         return kept_bytes
     park(turn, model)
-    return kept_bytes + still
+    return kept_bytes + parked_bytes(model, turn.state.rules.slots)
 
 
 def _end_patience(turn: Turn, switch: Switch) -> None:
@@ -291,7 +291,7 @@ def _make_room(turn: Turn, switch: Switch, terms: Terms) -> bool:
     victims = () if switch.overlapped else _victims(turn, switch.target, terms)
     if not victims:
         return True
-    busy = any(turn.running_on(name) for name in victims)
+    busy = _have_work(turn, victims)
     phase = Phase.PATIENCE if busy else Phase.DRAIN
     turn.set_switch(replace(switch, phase=phase, terms=terms, victims=(*switch.victims, *victims)))
     if busy:
@@ -312,8 +312,13 @@ def _start_load(turn: Turn, model: Model, terms: Terms) -> None:
         given_ctx=terms.ctx,
         planned_bytes=terms.planned_bytes,
     )
-    order = ResumeWorker if resumes else StartWorker
-    turn.emit(order(worker, model.name, terms, turn.state.rules.slots))
+    rules = turn.state.rules
+    if resumes:
+        turn.emit(ResumeWorker(worker, model.name, terms, rules.slots))
+        return
+    plan = plan_of(model, terms.ctx, terms.kv_type, rules.slots)
+    layers = gpu_layers(model.shape, plan, turn.state.accelerator_bytes) if rules.offload else 0
+    turn.emit(StartWorker(worker, model.name, terms, rules.slots, layers))
 
 
 # --- how a load ends --------------------------------------------------------------------------------
@@ -337,7 +342,7 @@ def loaded(turn: Turn, model: Model) -> None:
         _answer_losers(turn, switch, f"rolled back: {model.name} is resident again")
         return
     for name in switch.overlapped:
-        retire(turn, name, f"{model.name} took its place")
+        make_way(turn, name, f"{model.name} took its place")
     told = [t for t in turn.waiting_for(model.name, Want.RESIDENT) if satisfies(model, t)]
     if was_active is None or turn.state.rules.exclusive or any(ticket.activate for ticket in told):
         turn.activate(model.name)

@@ -72,7 +72,7 @@ class Turn:
         return (m for m in self.state.models.values() if m.status in HOLDING)
 
     def change(self, name: str, **fields: Any) -> Model:
-        """Change facts of a model, but not its status. What it holds more is free no longer, what it holds less is."""
+        """Change facts of a model, but not its status. What it holds more is free no longer, and back."""
         before = self.state.models[name]
         model = replace(before, **fields)
         free_bytes = self.state.available_bytes - (model.held_bytes - before.held_bytes)

@@ -108,8 +108,8 @@ class Performer:
 
     def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
         match effect:
-            case StartWorker(worker=worker, model=model, terms=terms, slots=slots):
-                self._residents.start(worker, self._manifests[model], terms, slots, self._threads)
+            case StartWorker(worker=worker, model=model, terms=terms, slots=slots, gpu_layers=layers):
+                self._residents.start(worker, self._manifests[model], terms, slots, self._threads, layers)
             case ResumeWorker(worker=worker, terms=terms, slots=slots):
                 self._residents.resume(worker, terms, slots)
             case ParkWorker(worker=worker):

@@ -46,8 +46,8 @@ _WEIGHING_SHARE = 0.01
 _NEWS_BYTES = 2**20
 """What a worker holds more or less, before the core hears of it."""
 
-_WHOLE_BATCH_TOKENS = 512
-"""A prompt of so many tokens has touched all the buffers that prompts will touch."""
+_FULL_SHARE = 0.9
+"""A request that filled so much of its context has touched nearly all the memory that any will."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +60,7 @@ class _Resident:
     stop_began: float = 0.0
     fraction: float = 0.0
     device: str = "cpu"
+    ctx: int = 0
     held_bytes: int = 0
     exercised: bool = False
     told_exercised: bool = False
@@ -96,10 +97,17 @@ class Residents:
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def start(self, number: int, manifest: Manifest, terms: Terms, slots: int, threads: int) -> None:
+    def start(self, number: int, manifest: Manifest, terms: Terms, slots: int, threads: int, gpu_layers: int) -> None:
         """Start worker `number` and have it load a model on `terms`, within its plan and a margin."""
         order = LoadModel(
-            manifest.backend, manifest.path, terms.ctx, threads, manifest.identity, slots, _kv_type(terms.kv_type)
+            manifest.backend,
+            manifest.path,
+            terms.ctx,
+            threads,
+            manifest.identity,
+            slots,
+            _kv_type(terms.kv_type),
+            gpu_layers,
         )
         container = self._containers.contain(number, terms.planned_bytes)
         try:
@@ -269,13 +277,14 @@ class Residents:
         call = self._calls.get(request)
         if call is not None:
             call.result = result
-        if result.prompt_tokens - result.cached_tokens >= _WHOLE_BATCH_TOKENS:
+        if result.prompt_tokens + result.completion_tokens >= resident.ctx * _FULL_SHARE:
             resident.exercised = True
         self._post(GenerationEnded(self._now(), request))
 
     async def _loaded(self, resident: _Resident, loaded: Loaded) -> None:
         resident.worker.settled()
         resident.device = shown(loaded.device, 32)
+        resident.ctx = loaded.ctx
         weights = await self._scales.weigh()
         resident.ready = True
         resident.exercised = resident.told_exercised = False

@@ -44,7 +44,8 @@ class Watch:
             self._told_bytes = limits.models_bytes
             self._post(LimitRead(now, limits.models_bytes))
         stalled = stalled or (reading.some_stall_share or 0.0) >= _STALL_SHARE
-        self._post(MemoryRead(now, reading.used_share, reading.available_bytes, stalled))
+        accelerator = max((device.total_bytes - device.used_bytes for device in reading.devices), default=0)
+        self._post(MemoryRead(now, reading.used_share, reading.available_bytes, stalled, accelerator))
 
     def complaints(self, held_bytes: int) -> Iterator[str]:
         """What keeps the budget from being what it promises; `held_bytes` of it are with models already."""

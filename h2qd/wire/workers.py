@@ -71,7 +71,8 @@ class Reaped(_Message, frozen=True):
 class LoadModel(_Message, frozen=True):
     """Load `path` with a context of `ctx` tokens for `slots` sequences. `threads` 0: as many as this process may use.
 
-    `kv_type`: what the KV cache is made of, one of `messages.KvType`.
+    `kv_type`: what the KV cache is made of, one of `messages.KvType`. `gpu_layers` go onto an accelerator, where the
+    engine can use one.
     `verified`: the file's (device, inode, size, mtime_ns) when its header was last checked, else empty:
     unless it still matches, the header is checked again before native code sees the file.
     """
@@ -83,6 +84,7 @@ class LoadModel(_Message, frozen=True):
     verified: list[int] = []
     slots: int = 1
     kv_type: KvType = "f16"
+    gpu_layers: int = 0
 
 
 class ParkModel(_Message, frozen=True):
@@ -163,7 +165,7 @@ class Loading(_Message, frozen=True):
 
 
 class Loaded(_Message, frozen=True):
-    """The model is ready. `ctx` is what the context really holds; `load_ms` counts from LoadModel."""
+    """The model is ready. `ctx`: what one request may use; `load_ms` counts from LoadModel or ResumeModel."""
 
     ctx: Count
     load_ms: Ms

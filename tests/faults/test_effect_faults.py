@@ -96,9 +96,9 @@ class Workers:
     world: "World"
     alive: set[int] = field(default_factory=set)
 
-    def start(self, worker: int, manifest: Manifest, terms: Terms, slots: int, threads: int) -> None:
+    def start(self, worker: int, manifest: Manifest, terms: Terms, slots: int, threads: int, layers: int) -> None:
         assert manifest.name
-        assert (slots, threads) == (1, 0)
+        assert (slots, threads, layers) == (1, 0, 0)
         self.alive.add(worker)
         self._ready(worker, terms)
 

@@ -186,7 +186,9 @@ def test_what_goes_and_in_which_order(tmp_path: Path) -> None:
         relieved = [notice.data["what"] for _, notice in notices.of("memory.relieved")]
         assert relieved[:4] == ["drop parked", "evict idle", "evict idle", "cut off the lowest priority"]
         assert set(relieved[4:]) <= {"evict idle"}, "it has no work any more"
-        print(f"the daemon: {at.daemon.rss_bytes() - supervisor_bytes:+} bytes; the answer had {answer.pieces} pieces")
+        print(
+            f"the daemon: {at.daemon.rss_bytes() - supervisor_bytes:+} bytes; the answer had {answer.pieces} pieces"
+        )
 
         at.eater.eat(0)
         freed = time.monotonic()

@@ -82,7 +82,9 @@ def storm(daemon: DaemonProcess, seed: int, models: list[str], outcomes: Outcome
                 if response.kind not in (Kind.REPLY, Kind.ERROR):
                     continue
                 outcomes.ends[response.id] += 1
-                outcomes.codes["ok" if response.kind is Kind.REPLY else msgspec.msgpack.decode(body, type=m.ErrorReply).code] += 1
+                outcomes.codes[
+                    "ok" if response.kind is Kind.REPLY else msgspec.msgpack.decode(body, type=m.ErrorReply).code
+                ] += 1
                 if response.id == number:
                     return
 

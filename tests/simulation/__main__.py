@@ -5,7 +5,7 @@ import sys
 import time
 
 from tests.simulation.setting import Weather, draw
-from tests.simulation.simulator import Defect, Simulation
+from tests.simulation.simulator import DefectError, Simulation
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
         simulation = Simulation(draw(seed, weathers[seed % len(weathers)]))
         try:
             simulation.run(min(asked.per_seed, asked.events - done))
-        except Defect as defect:
+        except DefectError as defect:
             print(defect)
             return 1
         done += simulation.events

@@ -1,4 +1,4 @@
-"""The settings that a seed stands for: rules, models, how workers and the rest of the device behave, who the clients are.
+"""The settings that a seed stands for: rules, models, how workers and the rest of the device behave.
 
 There are three weathers. CALM: workers keep to their plans, and the other process leaves the budget and the buffer to
 the models. PRESSED: workers keep to their plans, rules are strict, and the other process takes what models hold, but

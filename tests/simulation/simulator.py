@@ -51,7 +51,7 @@ HUNG = Fault("worker_hung", "the process gave no sign of life")
 OUT_OF_MEMORY = Fault("worker_oom", "the kernel ended the process for want of memory")
 
 
-class Defect(AssertionError):
+class DefectError(AssertionError):
     """Something does not hold; the message has the seed and the story."""
 
 
@@ -89,7 +89,7 @@ class Simulation:
         self.virtual_s = 0.0
 
     def run(self, events: int) -> None:
-        """Live, as often as it takes. Raises Defect."""
+        """Live, as often as it takes. Raises DefectError."""
         while self.events < events:
             self._live(min(events - self.events, LIFE_EVENTS))
 
@@ -98,7 +98,7 @@ class Simulation:
         try:
             life.run(events)
         except Exception as error:
-            raise Defect(tale(self, life, error)) from error
+            raise DefectError(tale(self, life, error)) from error
         self.lives += 1
         self.events += life.world.steps
         self.learned, self.memory = life.world.learned, life.world.remembered
@@ -128,9 +128,7 @@ class Life:
         self.read_at = 0.0
         for subject in setting.subjects:
             known = simulation.learned.get(subject.name, ())
-            self.world.feed(
-                ModelRegistered(0.0, subject.name, subject.shape, subject.ctx, subject.traits, known)
-            )
+            self.world.feed(ModelRegistered(0.0, subject.name, subject.shape, subject.ctx, subject.traits, known))
         self.world.feed(LimitRead(0.0, setting.limit_bytes))
         self._read()
         self.world.feed(Recalled(0.0, simulation.memory.active, simulation.memory.pinned))

@@ -1,14 +1,14 @@
-"""Simulated days in the normal test run: 50,000 events of fixed seeds. `python -m tests.simulation` goes on from there."""
+"""Simulated days, 50,000 events of fixed seeds; `python -m tests.simulation` goes on from there."""
+
+import random
 
 import pytest
 
 from h2qd.core.effects import StartWorker
-from h2qd.core.events import MemoryRead, ModelRegistered, RequestArrived
-from h2qd.core.records import Rules, Ticket, Want
-from tests.playbook import CTX, GIB, SHAPE
-from tests.simulation.device import TOTAL_BYTES, Device, Holding, Temper
+from h2qd.core.events import MemoryRead
+from tests.simulation.device import GIB, TOTAL_BYTES, Device, Holding, Temper
 from tests.simulation.setting import Weather, draw
-from tests.simulation.simulator import Defect, Life, Simulation
+from tests.simulation.simulator import DefectError, Life, Simulation
 
 EVENTS = 50_000
 SEEDS = range(101, 107)
@@ -44,13 +44,10 @@ def test_what_a_life_learned_and_remembered_is_what_the_next_begins_with() -> No
 def test_a_broken_story_tells_its_seed_its_event_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that forgets a model's memory is found out, and how it came to that can be read."""
 
-    def forgetful(model: object) -> int:
-        return 0
-
-    monkeypatch.setattr("h2qd.core.budget.charge", forgetful)
-    with pytest.raises(Defect) as told:
-        for seed in range(20):
-            Simulation(draw(seed, Weather.PRESSED)).run(3_000)
+    monkeypatch.setattr("h2qd.core.budget.charge", lambda _: 0)
+    simulation = Simulation(draw(1, Weather.PRESSED))
+    with pytest.raises(DefectError) as told:
+        simulation.run(20_000)
     text = str(told.value)
     assert "python -m tests.simulation --seed" in text
     assert MemoryRead.__name__ in text
@@ -60,8 +57,6 @@ def test_a_broken_story_tells_its_seed_its_event_and_its_end(monkeypatch: pytest
 
 
 def test_a_device_gives_back_what_it_took_and_kills_the_largest_first() -> None:
-    import random
-
     device = Device(random.Random(1), Temper(0, GIB, GIB))
     free = device.available(0.0)
     device.holdings[1] = Holding(0.0, 2.0, 0, 2 * GIB)

@@ -76,13 +76,13 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
 
     params = native.llama_model_default_params()
     params.load_mode = _LOAD_MODE_MMAP
-    params.n_gpu_layers = -1 if offload else 0
+    params.n_gpu_layers = order.gpu_layers if offload else 0
     params.progress_callback = callback = native.llama_progress_callback(tell)
     address = native.llama_model_load_from_file(os.fsencode(order.path), params)
     del callback  # it had to outlive the call
     if not address:
         raise _refused_file(order)
-    model = Model(address, 0, "gpu" if offload else "cpu", thread_count(order.threads))
+    model = Model(address, 0, "gpu" if params.n_gpu_layers > 0 else "cpu", thread_count(order.threads))
     try:
         _check_kind(model.model)
         model.open_context(order)

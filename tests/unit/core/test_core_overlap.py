@@ -22,6 +22,8 @@ from tests.playbook import (
     limit,
     load,
     notice,
+    parked,
+    parks,
     plan_bytes,
     read,
     ready,
@@ -32,6 +34,7 @@ from tests.playbook import (
     start,
     stop,
     stop_asked,
+    trims,
     unload,
 )
 
@@ -177,6 +180,18 @@ def test_an_old_model_that_drains_for_an_unload_goes_once() -> None:
         .when(answered(1))
         .then(complete(1), stop("a"))
     )
+
+
+def test_an_old_model_is_parked_where_the_rules_say_so_and_it_is_not_wanted_cold() -> None:
+    parking = Rules(park_s=60.0)
+    play = overlapping(parking).when(ready("b")).then(remember("b"), resident(2, "b"))
+    play.when(answered(1)).then(complete(1), parks("a")).when(parked("a")).then().states(a=Status.PARKED)
+    play = overlapping(parking).when(answered(1)).then(complete(1))
+    play.when(ready("b")).then(remember("b"), parks("a"), resident(2, "b"))
+    play = overlapping(parking).when(ready("b")).then(remember("b"), resident(2, "b")).when(unload(3, "a")).then()
+    play.when(answered(1)).then(complete(1), stop("a"))
+    play = overlapping(parking).when(read(0.85)).then(trims()).when(ready("b")).then(remember("b"), resident(2, "b"))
+    play.when(answered(1)).then(complete(1), stop("a"))
 
 
 def test_the_way_back_waits_until_the_old_model_is_gone() -> None:

@@ -197,8 +197,8 @@ def test_a_target_whose_process_goes_while_its_switch_waits_is_loaded_from_cold(
     """The parked target is dropped under pressure while the other model still works."""
     play = parked_house().when(infer(2, "b")).then(grant(2, "b")).when(load(3, "a")).then()
     play.when(read(0.85)).then(trims(), stop("a"))
-    play.when(answered(2)).then(complete(2), parks("b"))
-    play.when(parked("b")).then()
+    play.when(answered(2)).then(complete(2), stop("b"))
+    play.when(gone("b")).then()
     assert play.state.switch is not None
     play.when(gone("a")).then(start("a")).when(ready("a")).then(remember("a"), resident(3, "a"))
 
