@@ -11,6 +11,7 @@ import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import zmq
@@ -209,10 +210,11 @@ class Daemon:
         self._supervisor.post(Recalled(self._loop.time(), memory.active, tuple(memory.pinned)))
         if not self._config.residency.restore or self._calls_wait():
             return
-        for number, name in enumerate(memory.resident):
-            if name in self._manifests:  # its number is below those of all calls, which begin with 1
-                ticket = Ticket(-number, 0, Want.RESIDENT, name, self._loop.time(), activate=False)
-                self._supervisor.post(RequestArrived(self._loop.time(), ticket))
+        now = self._loop.time()
+        for number, kept in enumerate(memory.resident):
+            if kept.name in self._manifests:  # numbers of calls begin with 1: these are below
+                wanted = Ticket(-number, 0, Want.RESIDENT, kept.name, now, ctx=kept.ctx, kv_type=kept.kv_type)
+                self._supervisor.post(RequestArrived(now, replace(wanted, activate=False)))
 
     def _calls_wait(self) -> bool:
         state = self._supervisor.state

@@ -70,7 +70,7 @@ from h2qd.core.invariants import check
 from h2qd.core.lessons import Lesson
 from h2qd.core.machine import step
 from h2qd.core.plan import ModelShape, memory_plan
-from h2qd.core.records import F16, Fault, Rules, State, Ticket, Traits, Want
+from h2qd.core.records import F16, Fault, Kept, Rules, State, Ticket, Traits, Want
 from h2qd.core.states import Status
 
 MIB = 2**20
@@ -88,6 +88,11 @@ SHAPE = ModelShape(tensor_bytes=GIB, context_length=131072, layers=4, kv_heads=(
 def plan_bytes(ctx: int = CTX, kv_type: str = F16, *, shape: ModelShape = SHAPE, slots: int = 1) -> int:
     """What a load of a playbook's model is planned with before anything was learned."""
     return memory_plan(shape, ctx, slots, kv_type).total_bytes
+
+
+def kept(*names: str) -> tuple[Kept, ...]:
+    """Models as they are remembered when they were loaded on what they are registered with."""
+    return tuple(Kept(name, CTX, F16) for name in names)
 
 
 CRASH = Fault("worker_crashed", "cannot go on: the process died")

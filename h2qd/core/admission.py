@@ -189,6 +189,8 @@ def _tell_resident(turn: Turn, model: Model) -> None:
 
 def _grant(turn: Turn, model: Model) -> None:
     """Fill the free slots: the most urgent goes first; of those, the client whose last grant is longest ago."""
+    if not turn.state.guard.admits_work:
+        return
     free = turn.state.rules.slots - len(turn.running_on(model.name))
     for _ in range(free):
         line = [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t)]

@@ -43,8 +43,9 @@ def beside(state: State, available_bytes: int) -> int:
     While a load or an unload is under way nobody knows how much of it has moved already: then what was known before
     stands, as far as it can be true.
     """
-    to_come = sum(charge(m) - m.held_bytes for m in state.models.values() if m.status is Status.LOADING)
-    to_go = sum(m.held_bytes for m in state.models.values() if m.status is Status.UNLOADING)
+    moving = [m for m in state.models.values() if m.status in (Status.LOADING, Status.UNLOADING)]
+    to_come = sum(charge(m) - m.held_bytes for m in moving)
+    to_go = sum(m.held_bytes for m in moving if m.status is Status.UNLOADING)
     return max(available_bytes - to_go, min(state.available_bytes, available_bytes + to_come))
 
 

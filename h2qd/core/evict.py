@@ -63,18 +63,23 @@ def _goes_anyway(state: State, model: Model) -> bool:
 def idle_first(state: State, now: float, *, pinned: bool = False) -> list[Model]:
     """The models that could go right now, the cheapest to lose first: parked ones, then resident ones without work.
 
-    Pinned models come last, and only when asked for.
+    Pinned models come last, and only when asked for; then a line in front of a model does not keep it either.
     """
     parked = [m for m in state.models.values() if m.status is Status.PARKED]
-    idle = [m for m in state.models.values() if m.status is Status.READY and not is_busy(state, m)]
+    works = is_working if pinned else is_busy
+    idle = [m for m in state.models.values() if m.status is Status.READY and not works(state, m)]
     wanted = [m for m in (*parked, *idle) if pinned or not is_kept(m)]
     return sorted(wanted, key=lambda m: (is_kept(m), m.status is not Status.PARKED, *_cost(state, [m], now), m.name))
 
 
 def is_busy(state: State, model: Model) -> bool:
     """Whether a model has work, or somebody waits for it to do some."""
-    running = any(r.ticket.model == model.name for r in state.running.values())
-    return running or bool(state.waiting.of(model.name, Want.INFER))
+    return is_working(state, model) or bool(state.waiting.of(model.name, Want.INFER))
+
+
+def is_working(state: State, model: Model) -> bool:
+    """Whether requests run on a model."""
+    return any(r.ticket.model == model.name for r in state.running.values())
 
 
 def _cheapest(state: State, staying: list[Model], needed: int, now: float) -> Iterable[Model] | None:

@@ -64,6 +64,11 @@ class Guard:
         """Whether new loads may begin."""
         return self.level < Level.CRITICAL
 
+    @property
+    def admits_work(self) -> bool:
+        """Whether new work may begin; it would only take the place of what is cut off."""
+        return self.level < Level.EMERGENCY
+
     def may_evict(self, thresholds: Thresholds, now: float) -> bool:
         """Whether it is time for an eviction: the last one is long ago, or did not help, or does no longer."""
         if self.pressed_since is None:

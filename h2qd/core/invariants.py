@@ -159,7 +159,8 @@ def _awaits(state: State, model: Model, ticket: Ticket) -> bool:
     if ticket.want is Want.COLD:
         return model.status is Status.DRAINING
     if model.status is Status.READY and satisfies(model, ticket):
-        return ticket.want is Want.INFER and _running(state, model.name) == state.rules.slots
+        full = _running(state, model.name) == state.rules.slots
+        return ticket.want is Want.INFER and (full or not state.guard.admits_work)  # the next reading lets it, or not
     return state.switch is not None or model.status is Status.DRAINING
 
 

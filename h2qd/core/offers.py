@@ -6,6 +6,7 @@ Called by `admission` and `switching` with the same question, so that what is pr
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from h2qd.core import budget, evict
 from h2qd.core.lessons import correction_bytes
@@ -15,6 +16,9 @@ from h2qd.core.records import F16, Fault, Model, State, Terms, Ticket
 _GIB = 2**30
 _KV_BLOCK = 32
 """Quantized caches come in blocks of so many elements; heads of other lengths cannot be cached so."""
+
+_plan = lru_cache(maxsize=256)(memory_plan)
+"""Each admission asks for the plans of the same few loads again, and a plan is most of what a step costs."""
 
 
 def effective_ctx(model: Model, ctx: int) -> int:
@@ -30,7 +34,7 @@ def effective_kv(model: Model, kv_type: str) -> str:
 
 def plan_of(model: Model, ctx: int, kv_type: str = "", slots: int = 1) -> MemoryPlan:
     """The memory that a load would take, for as many requests at once as there are slots, before any learning."""
-    return memory_plan(model.shape, effective_ctx(model, ctx), slots, effective_kv(model, kv_type))
+    return _plan(model.shape, effective_ctx(model, ctx), slots, effective_kv(model, kv_type))
 
 
 def learned_bytes(model: Model, plan: MemoryPlan, kv_type: str, slots: int) -> int:

@@ -1,4 +1,4 @@
-"""Offload: how much of a model goes onto an accelerator with memory of its own, by layers. Pure; called by `switching`.
+"""Offload: how much of a model goes onto an accelerator with memory of its own. Pure; called by `switching`.
 
 Where all of it fits, all of it goes; else as many layers as fit, each with its part of the KV cache, beside the
 buffers that a GPU needs whatever it computes. The charge on the device's main memory stays the whole plan: a driver

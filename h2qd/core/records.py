@@ -248,11 +248,20 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A model that is resident, and what its load asked for."""
+
+    name: str
+    ctx: int
+    kv_type: str
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What outlives the daemon: which model is active, which are resident (in the order of loads), which pinned."""
 
     active: str | None = None
-    resident: tuple[str, ...] = ()
+    resident: tuple[Kept, ...] = ()
     pinned: tuple[str, ...] = ()
 
 

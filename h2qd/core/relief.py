@@ -4,8 +4,8 @@
     NORMAL     idle models go while models hold more than their budget
     WARN       the daemon trims its caches; parked models go
     CRITICAL   and no load begins; the idle model that is cheapest to lose goes
-    EMERGENCY  and loads under way are given up; idle models go though pinned; then the worker that is most over its
-               plan is ended; then the request of the lowest priority is cut off
+    EMERGENCY  and no work begins; loads under way are given up; models without work go, though pinned or waited for;
+               then the worker that is most over its plan is ended; then the request of the lowest priority is cut off
 
 The first of these steps that finds something to do is taken, and what goes is awaited; then the next reading tells
 whether it helped, and while readings say that the level may be left nothing more is done. So running answers are kept

@@ -26,6 +26,7 @@ from h2qd.core.effects import (
 from h2qd.core.records import (
     STORY_ENTRIES_MAX,
     Fault,
+    Kept,
     Memory,
     Model,
     Running,
@@ -113,7 +114,8 @@ class Turn:
         resident = state.remembered.resident
         if state.switch is None and not state.stopping:
             order = sorted(state.models.values(), key=lambda m: m.loaded_at)
-            resident = tuple(m.name for m in order if m.status in RESIDENT and not m.leaving)
+            staying = [m for m in order if m.status in RESIDENT and not m.leaving]
+            resident = tuple(Kept(m.name, m.terms.asked_ctx, m.terms.asked_kv) for m in staying)
         memory = Memory(state.active, resident, tuple(m.name for m in state.models.values() if m.pinned))
         if memory != state.remembered:
             self.state = replace(state, remembered=memory)

@@ -65,6 +65,7 @@ class _Resident:
     exercised: bool = False
     told_exercised: bool = False
     ready: bool = False
+    parked: bool = False
     tokens: int = 0
     tokens_at: float = 0.0
     tokens_per_s: float = 0.0
@@ -133,7 +134,7 @@ class Residents:
         resident = self._residents.get(number)
         if resident is None:
             return  # it is gone: its exit is on its way to the core
-        resident.fraction = 0.0
+        resident.fraction, resident.parked = 0.0, False
         resident.worker.resume(ResumeModel(terms.ctx, slots, _kv_type(terms.kv_type)), terms.planned_bytes)
 
     def park(self, number: int) -> None:
@@ -153,8 +154,8 @@ class Residents:
         took_s = time.monotonic() - resident.stop_began
         weights = await self._scales.weigh()
         resident.worker.settled()
-        before = resident.before.tree_bytes if resident.before is not None else 0
-        freed = max(0, before - weights.tree_bytes)
+        freed = weights.freed_bytes(resident.worker.pid, resident.before) if resident.before is not None else 0
+        resident.parked, resident.before = True, None
         resident.held_bytes = weights.kept_bytes(resident.worker.pid)
         self._look()
         number = resident.worker.number
@@ -182,7 +183,7 @@ class Residents:
         if resident is None:
             return
         resident.stop_began = time.monotonic()
-        if at_once or not resident.ready:
+        if at_once or not (resident.ready or resident.parked):
             resident.worker.stop(at_once=at_once)
         else:
             self._spawn(self._measure_and_stop(resident))
@@ -300,11 +301,10 @@ class Residents:
         """Measure what the tree holds less, then tell the core that the worker is gone."""
         took_s = time.monotonic() - resident.stop_began if resident.stop_began else 0.0
         del self._residents[resident.worker.number]
-        after = (await self._scales.weigh()).tree_bytes
-        before = resident.before.tree_bytes if resident.before is not None else after
-        held = resident.before.held_bytes(resident.worker.pid) if resident.before is not None else 0
+        after, before, pid = await self._scales.weigh(), resident.before or Weights(), resident.worker.pid
+        held = before.held_bytes(pid)
         fault = end.fault or Fault("worker_crashed", f"cannot go on: the process of {resident.model} went")
-        freed = max(0, before - after)
+        freed = after.freed_bytes(pid, before)
         self._look()
         self._post(WorkerExited(self._now(), resident.worker.number, fault, held, freed, took_s))
 

@@ -52,6 +52,12 @@ class Weights:
         """What a worker holds that the kernel cannot take back."""
         return max(0, self._of(pid).anonymous_bytes - self.shared_bytes) if pid in self.processes else 0
 
+    def freed_bytes(self, pid: int | None, before: "Weights") -> int:
+        """What the tree holds less than `before`, but for what other workers took or gave back meanwhile."""
+        others = (self.processes.keys() | before.processes.keys()) - {pid, self.zygote, before.zygote}
+        theirs = sum(before.held_bytes(other) - self.held_bytes(other) for other in others)
+        return max(0, before.tree_bytes - self.tree_bytes - theirs)
+
     def _of(self, pid: int | None) -> Weight:
         return self.processes.get(pid if pid is not None else -1, Weight())
 

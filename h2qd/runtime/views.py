@@ -161,7 +161,9 @@ def layers(limits: budget.Limits, state: State, working_bytes: int) -> list[m.Me
 def ps(state: State, residents: Residents, calls: Calls) -> m.Ps:
     """Who holds memory, and what is in flight besides watchers."""
     rows = [resident_row(state, residents, x) for x in state.models.values() if x.status in HOLDING]
-    requests = [request_row(state, call) for call in calls if not call.op.startswith(("events.", "model.ps"))]
+    requests = [
+        request_row(state, call) for call in calls if not call.op.startswith(("events.", "daemon.", "model.ps"))
+    ]
     return m.Ps(rows, requests)
 
 

@@ -12,6 +12,8 @@ from urllib.parse import quote
 import msgspec
 
 from h2qd.core.lessons import Lesson
+from h2qd.core.plan import KV_TYPES
+from h2qd.core.records import Kept
 from h2qd.store.files import read_bounded, write_atomically
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.names import name_fault
@@ -43,7 +45,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """What outlives the daemon besides the models: which one was active, which were resident and pinned."""
 
     active: str | None = None
-    resident: Names = []
+    resident: Annotated[list[Kept], msgspec.Meta(max_length=MODELS_MAX)] = []
     pinned: Names = []
 
 
@@ -89,11 +91,13 @@ class Registry:
         self._path(name).unlink(missing_ok=True)
 
     def recall(self) -> Memory:
-        """What was remembered last; nothing when that cannot be read."""
+        """What was remembered last; nothing when that cannot be read, or could not have been written here."""
         try:
-            return msgspec.json.decode(read_bounded(self._memory, MANIFEST_BYTES_MAX), type=Memory)
+            memory = msgspec.json.decode(read_bounded(self._memory, MANIFEST_BYTES_MAX), type=Memory)
         except (OSError, ValueError, RecursionError):
             return Memory()
+        sound = all(kept.kv_type in KV_TYPES and kept.ctx > 0 for kept in memory.resident)
+        return memory if sound else Memory()
 
     def remember(self, memory: Memory) -> None:
         """Keep across restarts. Raises OSError."""

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from h2qctl import Client, H2qError
 from h2qd.runtime import cgroups
 from h2qd.runtime.containment import MARGIN_BYTES_MIN
-from tests.harness import DaemonProcess, alive, await_true, launch, running
+from tests.harness import DaemonProcess, alive, await_true, background, launch, running
 
 MIB = 2**20
 LEAK = {"tokens": 10_000, "token_ms": 2, "leak_bytes_per_token": 4 * MIB}
@@ -185,3 +186,43 @@ def test_a_neighbour_is_left_alone(tmp_path: Path) -> None:
             assert workers(one) == mine
         assert workers(one) == mine
         assert len(list(stream)) > 1
+
+
+def test_a_leak_beside_another_stream(tmp_path: Path) -> None:
+    """Two models at once: the one that outgrows its limit dies, and not a token of the other's answer is late for it."""
+    tame = {"tokens": 800, "token_ms": 5}
+    policy = "residency: {policy: budget}\nmemory: {model_limit: 512MiB, safety_buffer: 0}"
+    with running(tmp_path, {"leak": LEAK, "tame": tame}, policy) as daemon:
+        client = daemon.client()
+        client.load("tame")
+        client.load("leak")
+        tame_pid = daemon.worker_pid("tame")
+        arrivals: list[tuple[float, str]] = []
+
+        def consume() -> str:
+            with Client(str(daemon.socket)) as own:
+                stream = own.stream("hello", "tame", max_tokens=800)
+                arrivals.extend((time.monotonic(), piece) for piece in stream)
+                assert stream.answer is not None
+                return stream.answer.finish
+
+        answered = background(consume)
+        await_true(lambda: len(arrivals) > 20, "the other one answers")
+        supervisor_bytes = daemon.rss_bytes()
+        with pytest.raises(H2qError) as caught:
+            client.infer("hello", "leak", max_tokens=10_000)
+        died = time.monotonic()
+        assert caught.value.code == "worker_oom"
+        assert not answered.done(), "it goes on"
+        assert client.status().resident == ["tame"]
+        assert client.infer("hello", "leak", max_tokens=2).finish == "length", "it is loaded anew beside the other"
+        assert not answered.done()
+        assert answered.result(30) == "stop"
+        assert daemon.worker_pid("tame") == tame_pid
+        assert "".join(text for _, text in arrivals) == "".join(f"tok{n} " for n in range(800))
+        assert arrivals[-1][0] > died
+        gaps = [after - before for (before, _), (after, _) in pairwise(arrivals)]
+        grown = daemon.rss_bytes() - supervisor_bytes
+        print(f"daemon {grown:+} bytes; longest gap between pieces {max(gaps) * 1000:.0f} ms")
+        assert abs(grown) < 2 * MIB
+        assert max(gaps) < 1

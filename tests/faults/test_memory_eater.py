@@ -233,7 +233,7 @@ def everything_is_told(at: Scene) -> None:
 
 
 def test_one_eviction_that_helps_is_enough_for_a_while(tmp_path: Path) -> None:
-    dwell_s = 2.0
+    dwell_s = DWELL_S
     with scene(tmp_path, config(dwell_s)) as at:
         notices = at.notices
         for name in ("idle", "idle2"):

@@ -18,6 +18,7 @@ from h2qd.core.effects import Complete, Effect, Publish, Refuse, ResumeWorker, S
 from h2qd.core.events import Event, MemoryRead
 from h2qd.core.guard import Level
 from h2qd.core.records import State
+from h2qd.core.states import Status
 from h2qd.core.switching import needs_load
 from tests.simulation.device import Device
 from tests.simulation.setting import HANG_S, LOAD_HANG_S, LOAD_S_MAX, STOP_S_MAX, WORK_S_MAX, Setting, Weather
@@ -93,7 +94,8 @@ class Bounds:
         """Whether the device has the memory; what moved since the last reading, the buffer is for."""
         if self.setting.temper.jump:
             return
-        to_grow = sum(budget.charge(m) - m.held_bytes for m in budget.others(world.state, effect.model))
+        stay = [m for m in budget.others(world.state, effect.model) if m.status is not Status.UNLOADING]
+        to_grow = sum(budget.charge(m) - m.held_bytes for m in stay)
         held_bytes = world.state.models[effect.model].held_bytes
         spare = self.device.available(world.now) + held_bytes - to_grow
         assert effect.terms.planned_bytes <= spare, (

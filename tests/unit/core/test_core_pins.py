@@ -11,6 +11,7 @@ from tests.playbook import (
     gone,
     grant,
     infer,
+    kept,
     load,
     notice,
     pin,
@@ -33,7 +34,7 @@ BUDGET = Rules(exclusive=False)
 def test_a_pin_is_told_remembered_and_ended_again() -> None:
     play = Playbook("a").given_ready("a")
     play.when(pin(1, "a")).then(pinned_told(1, "a")).notices(notice("model.pinned", "a")).memory(remember("a"))
-    assert play.state.remembered == Memory("a", ("a",), ("a",))
+    assert play.state.remembered == Memory("a", kept("a"), ("a",))
     play.when(pin(2, "a")).then(pinned_told(2, "a", changed=False)).notices().memory()
     play.when(pin(3, "a", pinned=False)).then(pinned_told(3, "a", pinned=False))
     play.notices(notice("model.unpinned", "a")).memory(remember("a"))
@@ -206,4 +207,4 @@ def test_what_is_gone_from_the_list_is_not_recalled() -> None:
 def test_a_stop_ends_pinned_models_and_remembers_them() -> None:
     play = Playbook("a").given_ready("a").when(pin(1, "a")).then(pinned_told(1, "a"))
     play.when(stop_asked()).then(stop("a")).memory()
-    assert play.state.remembered == Memory("a", ("a",), ("a",))
+    assert play.state.remembered == Memory("a", kept("a"), ("a",))

@@ -23,6 +23,7 @@ from tests.playbook import (
     grant,
     halt,
     infer,
+    kept,
     limit,
     load,
     measured,
@@ -62,7 +63,7 @@ def test_models_stay_as_long_as_they_fit() -> None:
     play = house("a", "b", room_for=3)
     play.when(load(1, "c")).then(start("c")).states(a=Status.READY, b=Status.READY)
     play.when(ready("c")).then(remember("c"), resident(1, "c", was_active="b", released=()))
-    assert play.state.remembered == Memory("c", ("a", "b", "c"))
+    assert play.state.remembered == Memory("c", kept("a", "b", "c"))
 
 
 def test_the_one_that_was_idle_for_longest_goes() -> None:
