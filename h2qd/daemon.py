@@ -207,14 +207,14 @@ class Daemon:
     async def _restore(self) -> None:
         """Pick up where the last daemon ended: who was active, pinned and, if that is wanted, resident."""
         memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
-        self._supervisor.post(Recalled(self._loop.time(), memory.active, tuple(memory.pinned)))
-        if not self._config.residency.restore or self._calls_wait():
-            return
         now = self._loop.time()
-        for number, kept in enumerate(memory.resident):
+        wanted = memory.resident if self._config.residency.restore and not self._calls_wait() else []
+        # The active one comes last: where they do not all fit any more, it is the one that stays.
+        for number, kept in enumerate(sorted(wanted, key=lambda kept: kept.name == memory.active)):
             if kept.name in self._manifests:  # numbers of calls begin with 1: these are below
-                wanted = Ticket(-number, 0, Want.RESIDENT, kept.name, now, ctx=kept.ctx, kv_type=kept.kv_type)
-                self._supervisor.post(RequestArrived(now, replace(wanted, activate=False)))
+                ticket = Ticket(-number, 0, Want.RESIDENT, kept.name, now, ctx=kept.ctx, kv_type=kept.kv_type)
+                self._supervisor.post(RequestArrived(now, replace(ticket, activate=False)))
+        self._supervisor.post(Recalled(now, memory.active, tuple(memory.pinned), tuple(memory.resident)))
 
     def _calls_wait(self) -> bool:
         state = self._supervisor.state

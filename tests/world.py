@@ -41,8 +41,10 @@ from h2qd.core.events import (
     Event,
     ForgetAsked,
     GenerationEnded,
+    MemoryRead,
     ModelRegistered,
     PinAsked,
+    Recalled,
     RequestAbandoned,
     RequestArrived,
     StopAsked,
@@ -223,7 +225,7 @@ class World:
     def moves(self, *, loads_fail: bool = False) -> bool:
         """What comes next by itself, if anything: a generation ends, a worker goes or has loaded, a timer goes off.
 
-        The clients of a hung worker lose their patience last.
+        The clients of a hung worker lose their patience last, and then an emergency ends.
         """
         loading = [w for w in self.workers.values() if w.loads]
         leaving = [w for w in self.workers.values() if w.leaving]
@@ -240,6 +242,8 @@ class World:
             self.fire(timer)
         elif self.generations:
             self.give_up(next(iter(self.generations)))
+        elif self.open and not self.state.guard.admits_work:
+            self.feed(MemoryRead(self.now + 1.0, 0.1, self.state.limit_bytes))
         else:
             return False
         return True
@@ -274,6 +278,8 @@ class World:
                 self._forgets.add(event.request)
             case PinAsked():
                 self._pins.add(event.request)
+            case Recalled():
+                self.remembered = Memory(event.active, event.resident, event.pinned)
             case GenerationEnded(fault=None):
                 self._answered_by_worker.add(event.request)
             case ModelRegistered():

@@ -32,9 +32,10 @@ def room(state: State) -> int:
     """What models may be charged in all right now: the budget, or less where the device itself has less to give.
 
     What models hold already is theirs; what others took from the device meanwhile is not there to be planned with.
+    Pages of their files count as available, since the kernel can have them back.
     """
-    held = sum(m.held_bytes for m in state.models.values())
-    return min(state.limit_bytes, max(0, held + state.available_bytes - state.rules.buffer_bytes))
+    theirs = sum(m.anonymous_bytes for m in state.models.values())
+    return min(state.limit_bytes, max(0, theirs + state.available_bytes - state.rules.buffer_bytes))
 
 
 def beside(state: State, available_bytes: int) -> int:
@@ -44,8 +45,8 @@ def beside(state: State, available_bytes: int) -> int:
     stands, as far as it can be true.
     """
     moving = [m for m in state.models.values() if m.status in (Status.LOADING, Status.UNLOADING)]
-    to_come = sum(charge(m) - m.held_bytes for m in moving)
-    to_go = sum(m.held_bytes for m in moving if m.status is Status.UNLOADING)
+    to_come = sum(charge(m) - m.anonymous_bytes for m in moving)
+    to_go = sum(m.anonymous_bytes for m in moving if m.status is Status.UNLOADING)
     return max(available_bytes - to_go, min(state.available_bytes, available_bytes + to_come))
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from h2qd.core.effects import Timer
 from h2qd.core.lessons import Lesson
 from h2qd.core.plan import ModelShape
-from h2qd.core.records import Fault, Ticket, Traits
+from h2qd.core.records import Fault, Kept, Ticket, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,15 @@ class ModelRegistered:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What was active and pinned when the daemon ended last; models that are gone are passed over."""
+    """What was active, pinned and resident when the daemon ended last; models that are gone are passed over.
+
+    Resident ones come back by requests of their own, which come before this: until they are served, they stay kept.
+    """
 
     now: float
     active: str | None
     pinned: tuple[str, ...] = ()
+    resident: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,14 @@ class RequestAbandoned:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """A worker has its model in memory: `held_bytes` measured, after `load_s`."""
+    """A worker has its model in memory, after `load_s`: `held_bytes`, of which `file_bytes` are page cache."""
 
     now: float
     worker: int
     ctx: int
     held_bytes: int
     load_s: float
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class WorkerMeasured:
     worker: int
     held_bytes: int
     exercised: bool = False
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

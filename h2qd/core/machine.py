@@ -45,7 +45,7 @@ from h2qd.core.events import (
 )
 from h2qd.core.failures import record_failure
 from h2qd.core.offers import plan_of
-from h2qd.core.records import Fault, Model, Released, State, Switch
+from h2qd.core.records import Fault, Memory, Model, Released, State, Switch
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
 from h2qd.core.turn import Turn
 
@@ -128,6 +128,7 @@ def _register(turn: Turn, event: ModelRegistered) -> None:
 
 
 def _recall(turn: Turn, event: Recalled) -> None:
+    turn.state = replace(turn.state, remembered=Memory(event.active, event.resident, event.pinned))
     if event.active in turn.state.models:
         turn.activate(event.active)
     for name in event.pinned:
@@ -221,6 +222,7 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
         f"in {event.load_s:.2f} s",
         given_ctx=event.ctx,
         held_bytes=event.held_bytes,
+        file_bytes=event.file_bytes,
         load_s=event.load_s,
         loaded_at=turn.now,
     )
@@ -232,7 +234,7 @@ def _worker_measured(turn: Turn, event: WorkerMeasured) -> None:
     model = turn.model_of(event.worker)
     if model is None:
         return
-    model = turn.change(model.name, held_bytes=event.held_bytes)
+    model = turn.change(model.name, held_bytes=event.held_bytes, file_bytes=event.file_bytes)
     if model.status in RESIDENT:
         _learn(turn, model, exercised=event.exercised)
 
@@ -260,7 +262,7 @@ def _worker_parked(turn: Turn, event: WorkerParked) -> None:
         return
     gone = Released(model.name, model.held_bytes, event.freed_bytes, event.took_s, parked=True)
     detail = f"{gone.freed_bytes} of {gone.held_bytes} bytes back in {gone.took_s:.2f} s"
-    turn.move(model.name, Move.PARKED, detail, held_bytes=event.held_bytes, planned_bytes=0)
+    turn.move(model.name, Move.PARKED, detail, held_bytes=event.held_bytes, file_bytes=0, planned_bytes=0)
     switching.released(turn, gone)
 
 

@@ -75,7 +75,8 @@ class Model:
     `ctx` is what a load asks for unless a ticket says otherwise, `terms` what the last load was given and `given_ctx`
     what the worker made of that, which may be rounded. `loaded_at`: when it last became ready, `idle_since`: when its
     last work ended, None while it has some. `leaving`: why it goes as soon as its work has ended, `expires_at`: when
-    it goes for being idle. `lessons`: what loads of it were measured to take.
+    it goes for being idle. `file_bytes` of what it holds are pages of files, which the kernel can take back.
+    `lessons`: what loads of it were measured to take.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Model:
     given_ctx: int = 0
     planned_bytes: int = 0
     held_bytes: int = 0
+    file_bytes: int = 0
     load_s: float = 0.0
     loaded_at: float = 0.0
     idle_since: float | None = None
@@ -101,6 +103,11 @@ class Model:
     retry_at: float = 0.0
     broken: bool = False
     story: tuple[StoryEntry, ...] = ()
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """What it holds that the kernel cannot take back."""
+        return max(0, self.held_bytes - self.file_bytes)
 
 
 class Want(StrEnum):

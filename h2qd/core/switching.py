@@ -146,19 +146,32 @@ def _victims(turn: Turn, target: str, terms: Terms) -> tuple[str, ...]:
 
 
 def _possible_victims(turn: Turn, target: str, terms: Terms) -> tuple[str, ...] | None:
-    """Who goes for a load on `terms`, to fit what the device has now, else the budget; None when it fits neither."""
-    bounds = (budget.room(turn.state), turn.state.limit_bytes)
-    choices = (evict.victims(turn.state, target, terms.planned_bytes, bound, turn.now) for bound in bounds)
-    return next((victims for victims in choices if victims is not None), None)
+    """Who goes for a load on `terms`, to fit what the device has now, else the budget; None when it fits neither.
+
+    Where the device has less than the budget promises, whoever is idle goes: that is the least to be done.
+    """
+    state = turn.state
+    victims = evict.victims(state, target, terms.planned_bytes, budget.room(state), turn.now)
+    if victims is not None:
+        return victims
+    victims = evict.victims(state, target, terms.planned_bytes, state.limit_bytes, turn.now)
+    if victims is None:
+        return None
+    idle = (m.name for m in evict.idle_first(state, turn.now) if m.name != target)
+    return (*victims, *(name for name in idle if name not in victims))
 
 
 def _overlapped(turn: Turn, target: Model, terms: Terms) -> tuple[str, ...]:
-    """The models that may stay until the target is there; none when it must not load beside them."""
+    """The models that may stay until the target is there; none when it must not load beside them.
+
+    Who has only just been loaded has the patience before it: two crowds in turns would else do nothing but load.
+    """
     rest = budget.others(turn.state, target.name)
     names = tuple(m.name for m in rest if m.status is not Status.PARKED)
     busy = any(turn.running_on(name) for name in names)
     settled = target.status not in HOLDING - {Status.PARKED} and not any(
-        m.status is Status.UNLOADING or m.leaving for m in rest
+        m.status is Status.UNLOADING or m.leaving or turn.now - m.loaded_at < turn.state.rules.patience_s
+        for m in rest
     )
     fits = budget.charged(rest) + terms.planned_bytes <= budget.room(turn.state)
     return names if turn.state.rules.exclusive and busy and settled and fits else ()
@@ -260,10 +273,12 @@ def _end_patience(turn: Turn, switch: Switch) -> None:
 
 
 def patience_over(turn: Turn, serial: int) -> None:
-    """Put up the barrier: what must go admits nothing more."""
+    """Put up the barrier: what must go admits nothing more. Unless by now it may stay until the target is there."""
     switch = turn.state.switch
     if switch is None or switch.serial != serial or switch.phase is not Phase.PATIENCE:
         return
+    if _overlapped(turn, turn.model(switch.target), switch.terms):
+        return  # `advance` begins the load
     for name in switch.victims:
         if turn.model(name).status is Status.READY:
             turn.move(name, Move.DRAIN, f"{switch.target} waited {turn.now - switch.began:.1f} s")

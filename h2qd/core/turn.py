@@ -76,7 +76,7 @@ class Turn:
         """Change facts of a model, but not its status. What it holds more is free no longer, and back."""
         before = self.state.models[name]
         model = replace(before, **fields)
-        free_bytes = self.state.available_bytes - (model.held_bytes - before.held_bytes)
+        free_bytes = self.state.available_bytes - (model.anonymous_bytes - before.anonymous_bytes)
         self.state = replace(self.state, models={**self.state.models, name: model}, available_bytes=free_bytes)
         return model
 

@@ -292,7 +292,10 @@ class Residents:
         number = resident.worker.number
         resident.held_bytes = weights.held_bytes(resident.worker.pid)
         self._look()
-        self._post(WorkerReady(self._now(), number, loaded.ctx, resident.held_bytes, loaded.load_ms / 1000))
+        file_bytes = weights.file_bytes(resident.worker.pid)
+        self._post(
+            WorkerReady(self._now(), number, loaded.ctx, resident.held_bytes, loaded.load_ms / 1000, file_bytes)
+        )
 
     def _exited(self, number: int, end: Exit) -> None:
         self._spawn(self._prove(self._residents[number], end))
@@ -332,7 +335,8 @@ class Residents:
             news = abs(held - resident.held_bytes) >= _NEWS_BYTES or resident.exercised != resident.told_exercised
             if resident.ready and held and news:
                 resident.held_bytes, resident.told_exercised = held, resident.exercised
-                self._post(WorkerMeasured(self._now(), number, held, resident.exercised))
+                file_bytes = weights.file_bytes(resident.worker.pid)
+                self._post(WorkerMeasured(self._now(), number, held, resident.exercised, file_bytes))
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

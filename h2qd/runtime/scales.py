@@ -58,6 +58,11 @@ class Weights:
         theirs = sum(before.held_bytes(other) - self.held_bytes(other) for other in others)
         return max(0, before.tree_bytes - self.tree_bytes - theirs)
 
+    def file_bytes(self, pid: int | None) -> int:
+        """What a worker holds of pages of files, which the kernel can take back."""
+        weight = self._of(pid)
+        return weight.pss_bytes - weight.anonymous_bytes
+
     def _of(self, pid: int | None) -> Weight:
         return self.processes.get(pid if pid is not None else -1, Weight())
 

@@ -117,6 +117,7 @@ class FakeEngine:
     def __init__(self, beat: Beat) -> None:
         self._beat = beat
         self._script = Script(h2qd_fake=1)
+        self._answer: list[str] = []
         self._ctx = 0
         self._runs: deque[_Run] = deque()
         self._memory: list[bytearray] = []
@@ -130,6 +131,7 @@ class FakeEngine:
         if not allowed():
             raise EngineError("load_failed", "this build has no backend 'fake': it is for tests")
         self._script = script = _script_at(order.path)
+        self._answer = script.answer()  # once: a long one takes longer to write than a token may
         if script.ignore_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for step in range(_LOAD_STEPS + 1):
@@ -228,7 +230,7 @@ class FakeEngine:
         return [Prefilling(run.order.request, total * run.prefill_steps // _PREFILL_STEPS, total)]
 
     def _decode(self, run: _Run) -> list[Said]:
-        texts = self._script.answer()
+        texts = self._answer
         if run.tokens >= run.order.max_tokens:
             return [self._finish(run, "length")]
         if run.tokens >= len(texts) and not (run.order.ignore_eos and texts):

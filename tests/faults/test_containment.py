@@ -201,7 +201,7 @@ def test_a_leak_beside_another_stream(tmp_path: Path) -> None:
 
         def consume() -> str:
             with Client(str(daemon.socket)) as own:
-                stream = own.stream("hello", "tame", max_tokens=800)
+                stream = own.stream("hello", "tame", max_tokens=2000)
                 arrivals.extend((time.monotonic(), piece) for piece in stream)
                 assert stream.answer is not None
                 return stream.answer.finish

@@ -38,10 +38,11 @@ residency: {{policy: budget, park: 1m, restore: false}}
 memory: {{model_limit: 300MiB, working: 128MiB, safety_buffer: 16MiB}}
 guard: {{warn: 60%, critical: 75%, emergency: 90%, leave_gap: 5%, dwell: {dwell_s}s, calm: 60s}}
 worker: {{memory_margin: {margin_mib}MiB}}
+shutdown: {{drain: 0s}}
 """
 
 
-GROWTH_BYTES = 128 * 1024
+GROWTH_BYTES = 256 * 1024
 """What a token costs the model that outgrows its plan."""
 
 LONG = {"tokens": 100_000, "token_ms": 5}
@@ -53,7 +54,7 @@ MODELS = {
     "parked": model(0, context_bytes=80 * MIB),
     "small": model(8 * MIB),
     "slow": model(8 * MIB, load_ms=60_000),
-    "grows": model(8 * MIB, leak_bytes_per_token=GROWTH_BYTES, **LONG),
+    "grows": model(8 * MIB, leak_bytes_per_token=GROWTH_BYTES, tokens=100_000, token_ms=10),
 }
 KEYS = {"parked": {"priority": -2}, "idle": {"priority": -1}}
 """Who goes first, so that it need not be guessed from the time that loads took."""
@@ -275,13 +276,17 @@ def test_what_is_pinned_or_loads_goes_at_the_very_end(tmp_path: Path) -> None:
         assert at.client.models(), "the daemon is not"
 
 
+def held_bytes(client: Client, name: str) -> int:
+    return next(row.held_bytes for row in client.top().workers if row.model == name)
+
+
 def test_who_took_more_than_planned_goes_before_who_did_not(tmp_path: Path) -> None:
     with scene(tmp_path, config(margin_mib=600)) as at:
         client = at.client
         client.load("kept")
         client.load("grows")
         kept, grows = Answer(at.daemon, "kept"), Answer(at.daemon, "grows")
-        await_true(lambda: grows.pieces * GROWTH_BYTES > 96 * MIB, "it has grown")
+        await_true(lambda: held_bytes(client, "grows") > 96 * MIB, "it has grown")
         at.crosses("emergency", EMERGENCY)
         at.notices.awaited("memory.relieved", model="grows", what="end worker over its plan")
         assert code_of(grows.end) == "memory_pressure"

@@ -20,6 +20,7 @@ from h2qd.core.guard import Level
 from h2qd.core.records import State
 from h2qd.core.states import Status
 from h2qd.core.switching import needs_load
+from h2qd.core.turn import worker_of
 from tests.simulation.device import Device
 from tests.simulation.setting import HANG_S, LOAD_HANG_S, LOAD_S_MAX, STOP_S_MAX, WORK_S_MAX, Setting, Weather
 from tests.world import World
@@ -95,7 +96,8 @@ class Bounds:
         if self.setting.temper.jump:
             return
         stay = [m for m in budget.others(world.state, effect.model) if m.status is not Status.UNLOADING]
-        to_grow = sum(budget.charge(m) - m.held_bytes for m in stay)
+        holdings = (self.device.holdings[worker_of(m)].at(world.now) for m in stay)
+        to_grow = budget.charged(stay) - sum(holdings)
         held_bytes = world.state.models[effect.model].held_bytes
         spare = self.device.available(world.now) + held_bytes - to_grow
         assert effect.terms.planned_bytes <= spare, (

@@ -41,8 +41,8 @@ def test_a_model_that_was_cut_off_goes_though_others_wait_for_it_and_they_are_to
     play = Playbook("a").given_ready("a").when(infer(1, "a")).then(grant(1, "a")).when(infer(2, "a")).then()
     play.when(read(EMERGENCY)).then(trims(), halt(1, "a"))
     play.when(answered(1)).then(refuse(1, "memory_pressure"))
-    play.when(read(EMERGENCY)).then(stop("a"))
-    play.when(gone("a")).then(refuse(2, "memory_pressure", retry_after_s=5.0)).states(a=Status.COLD)
+    play.when(read(EMERGENCY)).then(stop("a"), refuse(2, "memory_pressure", retry_after_s=5.0))
+    play.when(gone("a")).then().states(a=Status.COLD)
 
 
 def test_what_a_load_took_is_not_free_for_the_next() -> None:

@@ -14,6 +14,7 @@ from tests.playbook import (
     cold,
     complete,
     dies,
+    fires,
     forget,
     gone,
     grant,
@@ -44,6 +45,7 @@ def overlapping(rules: Rules | None = None) -> Playbook:
     play = (
         Playbook("a", "b", "c", rules=rules, limit_bytes=16 * GIB)
         .given_ready("a")
+        .later(10.0)
         .when(infer(1, "a"))
         .then(grant(1, "a"))
         .when(load(2, "b"))
@@ -88,13 +90,15 @@ def test_an_idle_old_model_goes_first_though_there_were_room() -> None:
 
 
 def test_there_is_no_overlap_where_the_device_has_no_room_now() -> None:
-    play = Playbook("a", "b", limit_bytes=16 * GIB).given_ready("a").when(read(0.7, available=GIB)).then()
-    play.when(infer(1, "a")).then(grant(1, "a")).when(load(2, "b")).then().timers(sets(Clock.PATIENCE, at=1002.0))
+    play = Playbook("a", "b", limit_bytes=16 * GIB).given_ready("a").later(10.0)
+    play.when(read(0.7, available=GIB)).then()
+    play.when(infer(1, "a")).then(grant(1, "a")).when(load(2, "b")).then().timers(sets(Clock.PATIENCE, at=1012.0))
     play.when(answered(1)).then(complete(1), stop("a"))
 
 
 def test_room_that_comes_while_the_switch_is_patient_is_used() -> None:
-    play = Playbook("a", "b", limit_bytes=16 * GIB).given_ready("a").when(read(0.7, available=GIB)).then()
+    play = Playbook("a", "b", limit_bytes=16 * GIB).given_ready("a").later(10.0)
+    play.when(read(0.7, available=GIB)).then()
     play.when(infer(1, "a")).then(grant(1, "a")).when(load(2, "b")).then()
     play.when(read(0.5, available=plan_bytes())).then()
     play.when(read(0.5, available=2 * GIB)).then(start("b")).timers(clears(Clock.PATIENCE))
@@ -195,7 +199,10 @@ def test_an_old_model_is_parked_where_the_rules_say_so_and_it_is_not_wanted_cold
 
 
 def test_the_way_back_waits_until_the_old_model_is_gone() -> None:
-    """Model a leaves for b when somebody wants it again: it goes all the same, then comes back beside a busy b."""
+    """Model a leaves for b when somebody wants it again: it goes all the same, then comes back beside a busy b.
+
+    But not before b has had its time.
+    """
     (
         overlapping()
         .when(ready("b"))
@@ -206,10 +213,11 @@ def test_the_way_back_waits_until_the_old_model_is_gone() -> None:
         .then()
         .when(answered(1))
         .then(complete(1), stop("a"))
-        .timers(sets(Clock.PATIENCE, at=1002.0))
+        .timers(sets(Clock.PATIENCE, at=1012.0))
         .when(gone("a"))
+        .then()
+        .when(fires(Clock.PATIENCE))
         .then(start("a"))
-        .timers(clears(Clock.PATIENCE))
         .states(a=Status.LOADING, b=Status.READY)
         .when(ready("a"))
         .then(remember("a"), grant(4, "a"))
@@ -226,9 +234,10 @@ def test_a_third_model_waits_for_memory_that_is_on_its_way_back() -> None:
         .then(complete(1), stop("a"))
         .when(infer(3, "b"))
         .then(grant(3, "b"))
+        .later(10.0)
         .when(load(4, "c"))
         .then()
-        .timers(sets(Clock.PATIENCE, at=1002.0))
+        .timers(sets(Clock.PATIENCE, at=1022.0))
         .when(gone("a"))
         .then(start("c"))
         .timers(clears(Clock.PATIENCE))
@@ -239,6 +248,7 @@ def test_force_does_not_cut_off_what_need_not_go() -> None:
     (
         Playbook("a", "b", limit_bytes=16 * GIB)
         .given_ready("a")
+        .later(10.0)
         .when(infer(1, "a"))
         .then(grant(1, "a"))
         .when(load(2, "b", force=True))

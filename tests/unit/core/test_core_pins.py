@@ -161,6 +161,7 @@ def test_a_pin_of_what_an_overlap_replaces_gives_the_load_up() -> None:
     (
         Playbook("a", "b", limit_bytes=16 * GIB)
         .given_ready("a")
+        .later(10.0)
         .when(infer(1, "a"))
         .then(grant(1, "a"))
         .when(load(2, "b"))
@@ -199,7 +200,7 @@ def test_what_was_active_and_pinned_is_recalled() -> None:
 
 
 def test_what_is_gone_from_the_list_is_not_recalled() -> None:
-    play = Playbook("a").when(recalled("gone", "gone")).then().memory()
+    play = Playbook("a").when(recalled("gone", "gone")).then().memory(remember(None))
     assert play.state.active is None
     play.when(recalled(None)).then().memory()
 

@@ -370,6 +370,22 @@ def test_a_request_that_its_client_has_ended_is_awaited_first() -> None:
     play.when(answered(1)).then(refuse(1, "cancelled")).when(read(EMERGENCY)).then(halt(2, "a"))
 
 
+def cut_with_line() -> Playbook:
+    """The only running request was cut off, and another waits for the model."""
+    play = house("a").when(infer(1, "a")).then(grant(1, "a")).when(read(EMERGENCY)).then(trims(), halt(1, "a"))
+    play.when(infer(2, "a", client=2)).then().when(answered(1)).then(refuse(1, "memory_pressure"))
+    return play.states(a=Status.READY)
+
+
+def test_at_emergency_no_work_begins_in_the_place_of_what_was_cut_off() -> None:
+    play = cut_with_line().when(read(FINE)).then().later(5.0).when(read(FINE)).then(grant(2, "a"))
+    play.when(answered(2)).then(complete(2))
+
+
+def test_a_line_does_not_keep_a_model_whose_work_was_cut_off() -> None:
+    cut_with_line().when(read(EMERGENCY)).then(stop("a"), refuse(2, "memory_pressure")).when(gone("a")).then()
+
+
 def test_running_answers_are_kept_below_emergency() -> None:
     play = house("a", "b")
     play.when(infer(1, "a")).then(grant(1, "a")).when(infer(2, "b")).then(grant(2, "b"))

@@ -181,6 +181,29 @@ def test_two_crowds_share_the_device_and_nobody_waits_longer_than_the_bound() ->
     assert total >= 1800.0 / handover_s(rules, 0.5) * (rules.patience_s / 0.5) * 0.9
 
 
+@pytest.mark.parametrize("patience_s", [0.0, 4.0])
+def test_where_there_is_room_for_both_a_crowd_is_served_while_the_other_model_loads(patience_s: float) -> None:
+    """One model at a time is the rule, but memory for two: a load costs its time, and nobody's work."""
+    left = tuple(Client(number, "a", 0.5) for number in range(3))
+    right = tuple(Client(10 + number, "b", 0.5) for number in range(3))
+    tight, roomy = (Day(Rules(patience_s=patience_s), left + right, limit_bytes=gib * GIB) for gib in (2, 4))
+    for day in (tight, roomy):
+        day.run(until=900.0)
+    answers = [sum(map(day.answers, left + right)) for day in (tight, roomy)]
+    waits = [max(max(day.waited(client)) for client in left + right) for day in (tight, roomy)]
+    assert answers[1] > 1.5 * answers[0]
+    assert waits[1] < waits[0]
+
+
+def test_where_all_fit_nobody_waits_for_a_load_twice() -> None:
+    clients = tuple(Client(number, model, 1.0) for number, model in enumerate(("a", "b", "c", "a", "b", "c")))
+    day = Day(Rules(exclusive=False), clients, limit_bytes=8 * GIB)
+    day.run(until=900.0)
+    assert day.world.loads == 3
+    for client in clients:
+        assert max(day.waited(client)[1:]) <= 1.0
+
+
 def test_three_models_in_turn() -> None:
     clients = tuple(Client(number, model, 1.0) for number, model in enumerate(("a", "b", "c", "a", "b", "c")))
     day = Day(Rules(), clients)

