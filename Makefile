@@ -39,7 +39,7 @@ test: setup  ## format, lint, types, import boundaries, all tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/coverage erase
-	$(BIN)/coverage run --source=h2qd/core,h2qd/wire,h2qd/gguf -m pytest tests/unit tests/property
+	$(BIN)/coverage run --source=h2qd/core,h2qd/wire,h2qd/gguf -m pytest tests/unit tests/property tests/simulation
 	$(BIN)/coverage report --include='h2qd/core/*,h2qd/wire/*' --fail-under=100 --skip-covered --show-missing
 	$(BIN)/python -m pytest tests/integration tests/faults tests/e2e
 

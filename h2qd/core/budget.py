@@ -34,8 +34,12 @@ def room(state: State) -> int:
     What models hold already is theirs; what others took from the device meanwhile is not there to be planned with.
     Pages of their files count as available, since the kernel can have them back.
     """
-    theirs = sum(m.anonymous_bytes for m in state.models.values())
-    return min(state.limit_bytes, max(0, theirs + state.available_bytes - state.rules.buffer_bytes))
+    return min(state.limit_bytes, max(0, device(state) - state.rules.buffer_bytes))
+
+
+def device(state: State) -> int:
+    """What models could hold on the device to the last byte, as things are now."""
+    return sum(m.anonymous_bytes for m in state.models.values()) + state.available_bytes
 
 
 def beside(state: State, available_bytes: int) -> int:

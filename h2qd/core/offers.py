@@ -61,7 +61,8 @@ def _all_offers(model: Model, ctx: int, kv_type: str, slots: int) -> Iterator[Te
     asked_ctx, asked_kv = effective_ctx(model, ctx), effective_kv(model, kv_type)
 
     def terms(ctx: int, kv_type: str) -> Terms:
-        return Terms(ctx, kv_type, planned_bytes(model, ctx, kv_type, slots), asked_ctx, asked_kv)
+        size = planned_bytes(model, ctx, kv_type, slots)
+        return Terms(ctx, kv_type, size, asked_ctx, asked_kv, min(size, model.shape.tensor_bytes))
 
     yield terms(asked_ctx, asked_kv)
     least_ctx = min(asked_ctx, max(1, model.traits.min_ctx))
@@ -94,7 +95,8 @@ def offer_for(state: State, model: Model, ticket: Ticket) -> Terms | Fault:
 
     1. One model at a time is the rule, and another one is pinned: nothing.
     2. What fits beside the pinned models, and is there on the device now.
-    3. Else what fits the budget, though the device is short of it now, unless the rules are strict.
+    3. Else, unless the rules are strict, what fits the budget, and the device without its safety buffer and without
+       the file's pages: slow perhaps, but nothing that would run it out of memory.
     4. Else it does not fit: for good, or because of what is pinned.
     """
     choice = tuple(offers(model, ticket.ctx, ticket.kv_type, state.rules.slots, exact=ticket.exact))
@@ -103,10 +105,19 @@ def offer_for(state: State, model: Model, ticket: Ticket) -> Terms | Fault:
         return _in_the_way(model, pinned[0])
     taken = budget.charged(pinned)
     now_bytes, budget_bytes = budget.room(state) - taken, state.limit_bytes - taken
-    for bound in (now_bytes,) if state.rules.strict else (now_bytes, budget_bytes):
-        fitting = next((terms for terms in choice if terms.planned_bytes <= bound), None)
-        if fitting is not None:
-            return fitting
+    device_bytes = budget.device(state) - sum(m.anonymous_bytes for m in pinned)
+    fitting = next((terms for terms in choice if terms.planned_bytes <= now_bytes), None)
+    if fitting is None and not state.rules.strict:
+        fitting = next(
+            (
+                terms
+                for terms in choice
+                if terms.planned_bytes <= budget_bytes and terms.planned_bytes - terms.file_bytes <= device_bytes
+            ),
+            None,
+        )
+    if fitting is not None:
+        return fitting
     least = min(choice, key=lambda terms: terms.planned_bytes)
     if least.planned_bytes <= budget_bytes:
         return _short_now(model, least, now_bytes)
@@ -126,7 +137,7 @@ def _short_now(model: Model, least: Terms, now_bytes: int) -> Fault:
         "memory_pressure",
         f"cannot load {model.name}: it needs {least.planned_bytes / _GIB:.2f} GiB, the device has "
         f"{max(0, now_bytes) / _GIB:.2f} GiB for models now",
-        ("others on this device hold memory that the budget counts on (memory.strict)",),
+        ("others on this device hold memory that the budget counts on",),
         retry_after_s=5.0,
     )
 

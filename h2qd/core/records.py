@@ -51,7 +51,8 @@ class Traits:
 class Terms:
     """What a load is given: a context of `ctx` tokens, a KV cache of `kv_type`, and the memory planned for it all.
 
-    `asked_ctx` and `asked_kv` are what it was meant to be, which may be more.
+    `asked_ctx` and `asked_kv` are what it was meant to be, which may be more. `file_bytes` of the plan are pages of
+    the model's file, which the kernel can take back.
     """
 
     ctx: int = 0
@@ -59,6 +60,7 @@ class Terms:
     planned_bytes: int = 0
     asked_ctx: int = 0
     asked_kv: str = F16
+    file_bytes: int = 0
 
     @property
     def less(self) -> tuple[str, ...]:

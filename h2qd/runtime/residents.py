@@ -291,8 +291,9 @@ class Residents:
         resident.exercised = resident.told_exercised = False
         number = resident.worker.number
         resident.held_bytes = weights.held_bytes(resident.worker.pid)
-        self._look()
         file_bytes = weights.file_bytes(resident.worker.pid)
+        self._post(WorkerMeasured(self._now(), number, resident.held_bytes, file_bytes=file_bytes))
+        self._look()  # between the two: so the reading is known to have the load in it
         self._post(
             WorkerReady(self._now(), number, loaded.ctx, resident.held_bytes, loaded.load_ms / 1000, file_bytes)
         )

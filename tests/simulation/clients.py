@@ -137,6 +137,13 @@ class Unloader(Client):
         desk.ask(self, Want.COLD, self.chance.choice(self.models), 0.0, force=self.chance.random() < 0.2)
 
 
+class Restorer(Client):
+    """The daemon itself as it starts: has back what was resident when it ended, and asks for nothing more."""
+
+    def heard(self, desk: Desk, outcome: Effect) -> None:
+        pass
+
+
 class Pinner(Client):
     """Pins a model for a while, then none, also none that was pinned in an earlier life."""
 

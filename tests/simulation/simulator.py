@@ -35,14 +35,14 @@ from h2qd.core.offers import parked_bytes, plan_of
 from h2qd.core.records import Fault, Memory, Rules, State, Ticket, Want
 from tests.simulation.agenda import Agenda
 from tests.simulation.bounds import Bounds
-from tests.simulation.clients import Client, guests
+from tests.simulation.clients import Client, Restorer, guests
 from tests.simulation.device import GIB, Device, Holding
 from tests.simulation.setting import HANG_S, LOAD_HANG_S, STOP_S_MAX, Setting, Weather
 from tests.world import CRASH, UNREADABLE, World
 
 TICK_S = 0.25
 READING_S = 1.0
-LIFE_EVENTS = 20_000
+LIFE_EVENTS = 5_000
 STORY_EVENTS = 50
 _OUTGROWN_SHARE = 1.25
 """A contained worker that holds so much of its plan is ended by the kernel."""
@@ -131,7 +131,11 @@ class Life:
             self.world.feed(ModelRegistered(0.0, subject.name, subject.shape, subject.ctx, subject.traits, known))
         self.world.feed(LimitRead(0.0, setting.limit_bytes))
         self._read()
-        self.world.feed(Recalled(0.0, simulation.memory.active, simulation.memory.pinned))
+        memory = simulation.memory
+        restorer = Restorer(0, chance, (), 1.0, 0.0)
+        for kept in memory.resident:
+            self.ask(restorer, Want.RESIDENT, kept.name, 0.0, ctx=kept.ctx, kv_type=kept.kv_type, activate=False)
+        self.world.feed(Recalled(0.0, memory.active, memory.pinned, memory.resident))
         for client in guests(setting, chance):
             client.begin(self)
         self._tick()

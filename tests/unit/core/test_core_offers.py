@@ -105,7 +105,7 @@ def test_a_parked_process_holds_itself_and_what_only_it_has() -> None:
 def test_the_best_that_fits_is_offered() -> None:
     for ctx, kv_type in offered():
         assert offer_for(state(limit=plan_bytes(ctx, kv_type)), A, ticket()) == Terms(
-            ctx, kv_type, plan_bytes(ctx, kv_type), CTX, "f16"
+            ctx, kv_type, plan_bytes(ctx, kv_type), CTX, "f16", GIB
         )
 
 
@@ -134,12 +134,14 @@ def test_one_model_at_a_time_means_that_a_pinned_one_bars_the_others() -> None:
 def test_what_the_device_has_now_decides_how_much_is_given() -> None:
     """The budget has room for more; as long as something fits what is there now, that is given."""
     now = plan_bytes(2048, "q8_0")
-    assert offer_for(state(limit=16 * GIB, available=now), A, ticket()) == Terms(2048, "q8_0", now, CTX, "f16")
+    assert offer_for(state(limit=16 * GIB, available=now), A, ticket()) == Terms(2048, "q8_0", now, CTX, "f16", GIB)
 
 
 def test_a_device_that_is_short_now_gets_the_load_by_its_budget_unless_the_rules_are_strict() -> None:
     short = state(limit=16 * GIB, available=GIB // 2)
-    assert offer_for(short, A, ticket()) == Terms(CTX, "f16", plan_bytes(), CTX, "f16")
+    assert offer_for(short, A, ticket()) == Terms(CTX, "f16", plan_bytes(), CTX, "f16", GIB)
+    gone = replace(short, available_bytes=plan_bytes(1024, "q4_0") - GIB - 1)
+    assert fault(offer_for(gone, A, ticket())).code == "memory_pressure", "without the file's pages it would not fit"
     strict = replace(short, rules=replace(TIGHT, strict=True))
     refusal = fault(offer_for(strict, A, ticket()))
     assert (refusal.code, refusal.retry_after_s) == ("memory_pressure", 5.0)
@@ -158,7 +160,7 @@ def test_strict_rules_count_what_has_to_go_as_there() -> None:
 def test_a_buffer_stays_free() -> None:
     rules = replace(TIGHT, buffer_bytes=GIB, strict=True)
     enough = state(limit=16 * GIB, available=plan_bytes() + GIB, rules=rules)
-    assert offer_for(enough, A, ticket(exact=True)) == Terms(CTX, "f16", plan_bytes(), CTX, "f16")
+    assert offer_for(enough, A, ticket(exact=True)) == Terms(CTX, "f16", plan_bytes(), CTX, "f16", GIB)
     short = replace(enough, available_bytes=plan_bytes() + GIB - 1)
     assert fault(offer_for(short, A, ticket(exact=True))).code == "memory_pressure"
 
