@@ -15,6 +15,9 @@ from h2qd.runtime.readings import Gauge, Reading
 _STALL_SHARE = 10.0
 """Percent of the last 10 s in which some tasks waited for memory: from here on that counts as stalled."""
 
+_SWAP_IN_BYTES_PER_S = 16 * 2**20
+"""Memory that is read back from swap this fast is missed by somebody: that counts as stalled too."""
+
 _SHORT_SHARE = 0.05
 """The device has this much of the models' budget too little, before that is worth a complaint."""
 
@@ -44,6 +47,7 @@ class Watch:
             self._told_bytes = limits.models_bytes
             self._post(LimitRead(now, limits.models_bytes))
         stalled = stalled or (reading.some_stall_share or 0.0) >= _STALL_SHARE
+        stalled = stalled or reading.swap_in_bytes_per_s >= _SWAP_IN_BYTES_PER_S
         accelerator = max((device.total_bytes - device.used_bytes for device in reading.devices), default=0)
         self._post(MemoryRead(now, reading.used_share, reading.available_bytes, stalled, accelerator))
 
