@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Bounded:
         """Remove the group, and the groups that a killed daemon left in it."""
         for below in sorted(self.folder.rglob("*"), reverse=True):
             if below.is_dir():
-                await_true(lambda below=below: _removed(below), f"{below} is empty")
+                await_true(partial(_removed, below), f"{below} is empty")
 
 
 class Room:

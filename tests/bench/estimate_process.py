@@ -130,12 +130,12 @@ class Filled:
         self.engine.load(order, lambda _: None)
         loaded = self.engine._loaded
         assert loaded is not None
-        assert loaded.context is not None
+        assert loaded.batch is not None
         self._context = loaded.model.context
         self._recurrent = native.llama_model_is_recurrent(loaded.model.model)
         self._computed_only = self._recurrent or native.llama_model_is_hybrid(loaded.model.model)
         self._batch = native.llama_batch_init(_BATCH_TOKENS, 0, 1)
-        room = loaded.context.size - _ANSWER_TOKENS
+        room = loaded.batch.context.size - _ANSWER_TOKENS
         if self._recurrent:
             room = min(room, COMPUTED_TOKENS_MAX)  # a state does not grow
         span = loaded.vocabulary.size - _FIRST_TOKEN
@@ -188,8 +188,9 @@ class Filled:
     def _answer(self, loaded: Any, prompt: list[int], done: int) -> None:
         """A request at work: its prompt computed, its answer all but complete."""
         loaded.prompt = lambda _order, _room: prompt
-        loaded.context.tokens[:] = prompt[:done]
-        loaded.context.reuse = lambda _prompt: done
+        context = loaded.batch.context
+        context.caches[0].tokens[:] = prompt[:done]
+        context.reusable = lambda cache, _prompt, **_: 0 if cache.sequence else done
         self.engine.submit(Generate(1, _ANSWER_TOKENS, Sampler(seed=1), prompt="", ignore_eos=True))
         for said in islice(iter(self.engine.step, None), _ANSWER_TOKENS - 1):
             assert self.engine.busy, said

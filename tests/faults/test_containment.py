@@ -189,7 +189,7 @@ def test_a_neighbour_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_leak_beside_another_stream(tmp_path: Path) -> None:
-    """Two models at once: the one that outgrows its limit dies, and not a token of the other's answer is late for it."""
+    """Two models at once: the one that outgrows its limit dies, and the other's answer goes on without a gap."""
     tame = {"tokens": 800, "token_ms": 5}
     policy = "residency: {policy: budget}\nmemory: {model_limit: 512MiB, safety_buffer: 0}"
     with running(tmp_path, {"leak": LEAK, "tame": tame}, policy) as daemon:

@@ -1,7 +1,7 @@
-"""A storm of loads, switches, answers and unloads by many clients at once, on a device that holds two of eight models.
+"""A storm of loads, switches, answers and unloads by many clients, on a device that holds two of eight models.
 
-What is proved: nobody is killed for memory, the budget holds at each moment (by a look at the processes themselves, not
-only by the daemon's word), each request is answered once and in time, and nothing is held in the end.
+What is proved: nobody is killed for memory, the budget holds at each moment (by a look at the processes themselves,
+not only by the daemon's word), each request is answered once and in time, and nothing is held in the end.
 """
 
 import random

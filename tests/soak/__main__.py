@@ -1,4 +1,4 @@
-"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200]`. Exit status 1 when something grew."""
+"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200]`. Exit status 1: something grew."""
 
 import argparse
 import sys

