@@ -41,7 +41,7 @@ test: setup  ## format, lint, types, import boundaries, all tests
 	$(BIN)/coverage erase
 	$(BIN)/coverage run --source=h2qd/core,h2qd/wire,h2qd/gguf -m pytest tests/unit tests/property tests/simulation
 	$(BIN)/coverage report --include='h2qd/core/*,h2qd/wire/*' --fail-under=100 --skip-covered --show-missing
-	$(BIN)/python -m pytest tests/integration tests/faults tests/e2e
+	$(BIN)/python -m pytest tests/integration tests/faults tests/soak tests/e2e
 
 bench: setup  ## measure against the raw libraries, side by side (minutes; a quiet machine)
 	$(BIN)/python -m tests.bench

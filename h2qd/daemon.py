@@ -209,11 +209,11 @@ class Daemon:
         memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
         now = self._loop.time()
         wanted = memory.resident if self._config.residency.restore and not self._calls_wait() else []
-        # The active one comes last: where they do not all fit any more, it is the one that stays.
-        for number, kept in enumerate(sorted(wanted, key=lambda kept: kept.name == memory.active)):
+        # The active one comes first: where they do not all fit any more, the others give way.
+        for number, kept in enumerate(sorted(wanted, key=lambda kept: kept.name != memory.active)):
             if kept.name in self._manifests:  # numbers of calls begin with 1: these are below
                 ticket = Ticket(-number, 0, Want.RESIDENT, kept.name, now, ctx=kept.ctx, kv_type=kept.kv_type)
-                self._supervisor.post(RequestArrived(now, replace(ticket, activate=False)))
+                self._supervisor.post(RequestArrived(now, replace(ticket, gentle=True, activate=False)))
         self._supervisor.post(Recalled(now, memory.active, tuple(memory.pinned), tuple(memory.resident)))
 
     def _calls_wait(self) -> bool:

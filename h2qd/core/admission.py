@@ -7,6 +7,7 @@ Each request ends up in one of four places: granted (it runs), joined (a load it
 import difflib
 from dataclasses import replace
 
+from h2qd.core import evict
 from h2qd.core.effects import TellCold, TellResident
 from h2qd.core.failures import forget_failures, held_back
 from h2qd.core.offers import effective_ctx, offer_for
@@ -112,6 +113,8 @@ def load_offer(turn: Turn, model: Model, ticket: Ticket) -> Terms | Fault:
     offer = offer_for(turn.state, model, ticket)
     if isinstance(offer, Fault):
         return offer
+    if ticket.gentle and evict.victims(turn.state, model.name, offer.planned_bytes, turn.state.limit_bytes, turn.now):
+        return Fault("no_fit", f"cannot load {model.name}: it does not fit beside what is resident")
     return held_back(model, turn.now, explicit=ticket.want is Want.RESIDENT) or offer
 
 

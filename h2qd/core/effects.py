@@ -121,7 +121,7 @@ class TellCold:
 
 @dataclass(frozen=True, slots=True)
 class TellPinned:
-    """Answer a pin or its end."""
+    """Answer a pin or its end, once what was remembered before is kept."""
 
     request: int
     model: str

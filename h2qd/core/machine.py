@@ -145,6 +145,7 @@ def _pin(turn: Turn, event: PinAsked) -> None:
     if changed:
         turn.change(event.name, pinned=event.pinned)
         turn.emit(Publish("model", "model.pinned" if event.pinned else "model.unpinned", event.name))
+        turn.remember()  # before the answer, which is given once it is kept
     turn.emit(TellPinned(event.request, event.name, event.pinned, changed))
 
 

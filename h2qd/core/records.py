@@ -124,8 +124,8 @@ class Want(StrEnum):
 class Ticket:
     """A request's claim on a model, from arrival to outcome. `ctx` 0, `kv_type` "": whatever it has, or its default.
 
-    `exact`: nothing less will do. `activate`: unnamed requests mean the model from then on. `asked_model`: what was
-    asked for, where `model` is its variant. `priority`: 0 low, 1 normal, 2 high.
+    `exact`: nothing less will do. `gentle`: nobody else is to go for it. `activate`: unnamed requests mean the model
+    from then on. `asked_model`: what was asked for, where `model` is its variant. `priority`: 0 low to 2 high.
     """
 
     request: int
@@ -142,6 +142,7 @@ class Ticket:
     activate: bool = True
     priority: int = 1
     asked_model: str = ""
+    gentle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,7 @@ class Performer:
             case TellResident(request=request):
                 self._with(request, lambda call: self._calls.reply(call, residency(effect, call.arrived)))
             case TellPinned(request=request):
-                pin = Pinned(effect.model, effect.pinned, effect.changed)
-                self._with(request, lambda call: self._calls.reply(call, pin))
+                self._pin_told(request, Pinned(effect.model, effect.pinned, effect.changed))
             case TellCold(request=request, model=model):
                 told = None if effect.released is None else released(effect.released)
                 body = Unloaded(model, told is not None, told)
@@ -153,6 +152,18 @@ class Performer:
                 self._on_exit()
             case _:
                 assert_never(effect)
+
+    def _pin_told(self, request: int, pin: Pinned) -> None:
+        """Answer a pin once all writes before are done: who hears of it may rely on it."""
+
+        def told(_: "asyncio.Future[None]") -> None:
+            try:
+                self._with(request, lambda call: self._calls.reply(call, pin))
+            except Exception:  # as in any other effect
+                log.exception("effect.failed", effect=f"the answer to pinning {pin.model}")
+                self._apologize(request)
+
+        asyncio.get_running_loop().run_in_executor(self._disk, lambda: None).add_done_callback(told)
 
     def _learn(self, model: str, lessons: tuple[Lesson, ...]) -> None:
         """Keep with a model what its loads were measured to take."""

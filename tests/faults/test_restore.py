@@ -16,7 +16,7 @@ memory: {model_limit: 120MiB, safety_buffer: 0, working: 64MiB}
 
 def told(client: Client) -> tuple[str | None, set[str], set[str]]:
     """What is active, resident and pinned."""
-    rows = client.ps().models
+    rows = [row for row in client.ps().models if row.state == "ready"]
     return client.status().active, {row.name for row in rows}, {row.name for row in rows if row.pinned}
 
 

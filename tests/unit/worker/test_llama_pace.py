@@ -22,7 +22,7 @@ def settled(decode_s: float, fixed_s: float, token_s: float) -> tuple[Pace, int]
 def test_a_pass_takes_what_it_may_and_not_much_less(decode_s: float, fixed_s: float, token_s: float) -> None:
     _, tokens = settled(decode_s, fixed_s, token_s)
     took_s = fixed_s + tokens * token_s
-    assert took_s <= DELAY_RATIO * decode_s * 1.05
+    assert took_s <= DELAY_RATIO * decode_s * 1.05 or tokens == TOKENS_STEP
     assert took_s + 2 * TOKENS_STEP * token_s >= DELAY_RATIO * decode_s or tokens == 512
 
 
