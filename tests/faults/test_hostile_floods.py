@@ -70,16 +70,16 @@ def flood(
 
 
 def _settle(daemon: DaemonProcess, client: Client) -> int:
-    """The least memory until the next tick is over: what was freed goes back once a second."""
+    """The least memory until two more ticks are over: what was freed goes back at every second one."""
     began = client.status().uptime_ms
     least = daemon.rss_bytes()
 
     def ticked() -> bool:
         nonlocal least
         least = min(least, daemon.rss_bytes())
-        return client.status().uptime_ms > began + 1100
+        return client.status().uptime_ms > began + 2200
 
-    await_true(ticked, "a tick went by")
+    await_true(ticked, "two ticks went by")
     return least
 
 
@@ -237,9 +237,10 @@ def test_a_refused_user_that_knocks_without_end(daemon: DaemonProcess, client: C
 until = time.monotonic() + 0.7
 while time.monotonic() < until:
     knock = dealer()
-    knock.send_multipart(status)
+    with contextlib.suppress(zmq.Again):  # who was cut off already has nobody to send to, and would wait for ever
+        knock.send_multipart(status, zmq.NOBLOCK)
     time.sleep(0.001)
     knock.close()
 over()
 """
-    flood(daemon, client, _DEALER + code, STRANGER)
+    flood(daemon, client, _DEALER + "import contextlib" + code, STRANGER)
