@@ -315,6 +315,7 @@ def _rules(config: Config) -> Rules:
         buffer_bytes=config.memory.safety_buffer_bytes,
         offload=config.memory.device == "auto",
         guard=Thresholds(guard.warn, guard.critical, guard.emergency, guard.leave_gap, guard.dwell_s, guard.calm_s),
+        slots=config.model.slots,
         patience_s=config.residency.patience_s,
         queue_max=config.requests.queue_max,
         cancel_grace_s=config.worker.cancel_grace_s,

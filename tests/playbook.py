@@ -86,8 +86,8 @@ SHAPE = ModelShape(tensor_bytes=GIB, context_length=131072, layers=4, kv_heads=(
 
 
 def plan_bytes(ctx: int = CTX, kv_type: str = F16, *, shape: ModelShape = SHAPE, slots: int = 1) -> int:
-    """What a load of a playbook's model is planned with before anything was learned."""
-    return memory_plan(shape, ctx, slots, kv_type).total_bytes
+    """What a load of a playbook's model is planned with before anything was learned; `ctx` for each slot."""
+    return memory_plan(shape, ctx * slots, slots, kv_type).total_bytes
 
 
 def kept(*names: str) -> tuple[Kept, ...]:

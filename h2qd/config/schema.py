@@ -27,7 +27,7 @@ from h2qd.config.kinds import (
 )
 from h2qd.config.units import Amount
 from h2qd.wire.catalogue import Access
-from h2qd.wire.limits import DEADLINE_MS_MAX
+from h2qd.wire.limits import DEADLINE_MS_MAX, SLOTS_MAX
 from h2qd.wire.messages import ConfigValue
 
 SOCKET_PATH_BYTES_MAX = 100
@@ -242,6 +242,12 @@ class ModelDefaults(Section, frozen=True):
     """What holds for models that say nothing else."""
 
     ctx: Annotated[int, Key("context in tokens, bounded by what the model was made for", _CTX)] = 4096
+    slots: Annotated[
+        int,
+        Key(
+            "requests that a model answers at once; each has a context of its own, in memory too", Whole(1, SLOTS_MAX)
+        ),
+    ] = 1
     kv_type: Annotated[
         str, Key("what the KV cache is made of: 16 bits an element, or blocks of 8 or 4 bits", _KV_TYPE)
     ] = "f16"

@@ -6,6 +6,7 @@ Called by `admission` and `switching` with the same question, so that what is pr
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from h2qd.core import budget, evict
@@ -33,8 +34,9 @@ def effective_kv(model: Model, kv_type: str) -> str:
 
 
 def plan_of(model: Model, ctx: int, kv_type: str = "", slots: int = 1) -> MemoryPlan:
-    """The memory that a load would take, for as many requests at once as there are slots, before any learning."""
-    return _plan(model.shape, effective_ctx(model, ctx), slots, effective_kv(model, kv_type))
+    """The memory that a load would take before any learning; each of its slots has a context of `ctx` to itself."""
+    own_ctx = effective_ctx(model, ctx)
+    return replace(_plan(model.shape, own_ctx * slots, slots, effective_kv(model, kv_type)), ctx=own_ctx)
 
 
 def learned_bytes(model: Model, plan: MemoryPlan, kv_type: str, slots: int) -> int:

@@ -49,7 +49,7 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a load is given: a context of `ctx` tokens, a KV cache of `kv_type`, and the memory planned for it all.
+    """What a load is given: `ctx` tokens for each slot, a KV cache of `kv_type`, and the memory planned for it all.
 
     `asked_ctx` and `asked_kv` are what it was meant to be, which may be more. `file_bytes` of the plan are pages of
     the model's file, which the kernel can take back.

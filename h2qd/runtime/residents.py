@@ -103,7 +103,7 @@ class Residents:
         order = LoadModel(
             manifest.backend,
             manifest.path,
-            terms.ctx,
+            terms.ctx * slots,
             threads,
             manifest.identity,
             slots,
@@ -135,7 +135,7 @@ class Residents:
         if resident is None:
             return  # it is gone: its exit is on its way to the core
         resident.fraction, resident.parked = 0.0, False
-        resident.worker.resume(ResumeModel(terms.ctx, slots, _kv_type(terms.kv_type)), terms.planned_bytes)
+        resident.worker.resume(ResumeModel(terms.ctx * slots, slots, _kv_type(terms.kv_type)), terms.planned_bytes)
 
     def park(self, number: int) -> None:
         """Have a worker free its context."""

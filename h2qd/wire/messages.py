@@ -345,7 +345,7 @@ class Explain(Say, frozen=True):
 
 
 class PlanAsk(Ask, frozen=True):
-    """Which memory a load would take; what is not said is as a load would have it."""
+    """Which memory a load would take; what is not said is as a load would have it. `ctx` is for each of `slots`."""
 
     model: Name
     ctx: Ctx | None = None

@@ -84,7 +84,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> Sequence[Said]:
-        """Do one piece of work for every request at hand: a chunk of a prefill, or a token for each.
+        """Do one piece of work: chunks of prefills, or a token for each request that is past its prefill, in turns.
 
         What one request cannot stand is said as `GenerationFailed`; an exception means that the whole
         engine is in doubt, and ends the worker. Empty when nothing can be said yet, or when idle.

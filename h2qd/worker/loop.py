@@ -27,7 +27,9 @@ from h2qd.wire.workers import (
     Generate,
     Generated,
     GenerationFailed,
+    Inspected,
     InspectFile,
+    Loaded,
     LoadFailed,
     Loading,
     LoadModel,
@@ -142,8 +144,7 @@ class Worker:
                 self._resume(order)
             case InspectFile(path):
                 self._preparing = True
-                self._say(inspect_file(path, self._progress, self._beat))
-                self._preparing = False
+                self._done(inspect_file(path, self._progress, self._beat))
             case Generate():
                 self._submit(order)
             case _:
@@ -154,8 +155,7 @@ class Worker:
             raise EngineError("load_failed", "cannot load a second model: a worker holds one")
         self._preparing = True
         self._engine = open_engine(order.backend, self._beat)
-        self._say(self._engine.load(order, self._progress))
-        self._preparing = False
+        self._done(self._engine.load(order, self._progress))
 
     def _park(self) -> None:
         if self._engine is None or self._engine.busy:
@@ -173,8 +173,12 @@ class Worker:
         self._preparing = True
         loaded = self._engine.resume(order)
         self._parked = False
-        self._say(loaded)
+        self._done(loaded)
+
+    def _done(self, prepared: Loaded | Inspected) -> None:
+        """Say it as no longer busy: who hears it may ask at once."""
         self._preparing = False
+        self._say(prepared)
 
     def _submit(self, order: Generate) -> None:
         if self._engine is None:

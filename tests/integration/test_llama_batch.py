@@ -112,11 +112,11 @@ def test_slots_run_at_once_and_one_more_is_refused(engine: LlamaEngine, batch: B
 def test_a_newcomer_joins_a_running_stream(engine: LlamaEngine, batch: Batch) -> None:
     submit(engine, 1, STORY, max_tokens=24)
     heard = run(engine, lambda heard: len(text_of(heard, 1)) > 10)
-    submit(engine, 2, "The capital of France is", max_tokens=4)
+    submit(engine, 2, "The fisherman caught a big", max_tokens=4)
     heard += run(engine)
     ends = [said.request for said in heard if isinstance(said, Generated)]
     assert ends == [2, 1]
-    assert "Paris" in text_of(heard, 2)
+    assert "fish" in text_of(heard, 2)
     assert not batch.busy
 
 
@@ -268,6 +268,31 @@ def test_a_cancel_ends_a_prefill_within_a_step_and_costs_nobody_else(engine: Lla
     assert end_of(run(engine), 1).completion_tokens == 30
 
 
+def test_a_pass_is_cut_short_only_when_nobody_in_it_is_wanted(engine: LlamaEngine, batch: Batch) -> None:
+    begun = engine._beat
+    for request in (1, 2):
+        submit(engine, request, f"{request} " + "tree " * 300, max_tokens=1)
+    first, second = batch._at_work
+
+    class Cancelling(Beat):
+        """Cancels both in the middle of a pass."""
+
+        __slots__ = ()
+
+        def tick(self) -> None:
+            super().tick()
+            first.cancelled = self.count > 100
+            second.cancelled = self.count > 300
+
+    batch._beat = beat = Cancelling()
+    ends = engine.step()
+    batch._beat = begun
+    assert [said.finish for said in ends if isinstance(said, Generated)] == ["cancelled"] * 2
+    assert 300 < beat.count < 400
+    assert [cache.tokens for cache in batch.context.caches] == [[]] * SLOTS
+    assert not engine.busy
+
+
 def test_a_failed_pass_costs_only_who_took_part(
     engine: LlamaEngine, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,13 +345,14 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LlamaEngine
     engine.close()
 
 
-def test_a_thousand_requests_leak_no_slot_and_no_token(tiny: LlamaEngine) -> None:
+def test_requests_by_chance_leak_no_slot_and_no_token(tiny: LlamaEngine) -> None:
     chance = random.Random(7)
     batch = batch_of(tiny)
     beginnings = ["".join(chance.choices("abcdefgh ", k=count)) for count in (20, 60, 150)]
     open_requests: set[int] = set()
     ended = 0
-    for request in range(1000):
+    requests = 1000 if batch.context.copies else 250  # a recurrent model takes ten times as long
+    for request in range(requests):
         while batch.full or (open_requests and chance.random() < 0.3):
             ended += step_checked(tiny, open_requests)
         prompt = chance.choice(beginnings)[: chance.randrange(1, 150)] + chance.choice("xyz")
@@ -337,7 +363,7 @@ def test_a_thousand_requests_leak_no_slot_and_no_token(tiny: LlamaEngine) -> Non
             tiny.cancel(chance.choice(sorted(open_requests)))
     while tiny.busy:
         ended += step_checked(tiny, open_requests)
-    assert (ended, open_requests) == (1000, set())
+    assert (ended, open_requests) == (requests, set())
     assert not any(place.slot for place in batch._places)
 
 
