@@ -1,6 +1,7 @@
 """The engine on a real model: what it says, beside a bare loop over the native library."""
 
 import ctypes
+import gc
 import json
 import threading
 import time
@@ -32,7 +33,7 @@ from h2qd.worker.llama import sampler as sampler_module
 from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.context import Piece
 from h2qd.worker.llama.engine import LlamaEngine
-from h2qd.worker.llama.model import BATCH_TOKENS
+from h2qd.worker.llama.model import BATCH_TOKENS, _trim_heap
 from h2qd.worker.llama.template import ChatTemplate
 from tests import architectures
 
@@ -224,6 +225,8 @@ def test_a_slot_has_its_share_of_the_context(path: str, engine: LlamaEngine) -> 
 def test_a_kv_cache_in_blocks_is_smaller_and_works(path: str, kv_type: KvType, mib: float) -> None:
     engine = LlamaEngine(Beat())
     engine.load(LoadModel("llama", path, 32_768, THREADS, kv_type=kv_type), lambda _: None)
+    gc.collect()
+    _trim_heap()  # of what tests before this one left
     held = anonymous_kib()
     engine.park()
     assert 0 <= (held - anonymous_kib()) / 1024 - mib < 12, "the context, and what little it touched of its buffers"

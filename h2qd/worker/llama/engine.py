@@ -1,7 +1,7 @@
-"""The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, at most one context, one request at a time.
+"""The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, at most one context, a request for each slot.
 
-Turns an order into a prompt and a chooser, and gives the slot its steps. What a step does is in `slot`. More slots
-will share the context's batch; until then a second request is refused. Called by the worker's loop.
+Turns an order into a prompt and a chooser; what is at work, and what a step does, is in `batch`. More requests than
+slots are refused: waiting is the supervisor's business. Called by the worker's loop.
 """
 
 import time
@@ -12,11 +12,10 @@ from llama_cpp import llama_cpp as native
 from h2qd.wire.workers import Generate, Loaded, LoadModel, ResumeModel
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 from h2qd.worker.llama import model
+from h2qd.worker.llama.batch import Batch
 from h2qd.worker.llama.chat import chat_tokens
-from h2qd.worker.llama.context import Context
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.sampler import open_chooser
-from h2qd.worker.llama.slot import Slot
 from h2qd.worker.llama.template import ChatTemplate
 from h2qd.worker.llama.vocabulary import Vocabulary
 
@@ -30,7 +29,6 @@ class LlamaEngine:
     def __init__(self, beat: Beat) -> None:
         self._beat = beat
         self._loaded: _Loaded | None = None
-        self._slot: Slot | None = None
 
     def load(self, order: LoadModel, progress: Progress) -> Loaded:
         """Load the model. Raises `EngineError`: file_not_found, invalid_model_file, load_failed."""
@@ -41,24 +39,24 @@ class LlamaEngine:
     def park(self) -> None:
         """Free the context, keep the model and its vocabulary."""
         loaded = self._loaded
-        if loaded is None or loaded.context is None or self._slot is not None:
+        if loaded is None or loaded.batch is None or loaded.batch.busy:
             raise RuntimeError("only an idle engine with a context can be parked")
-        loaded.close_context()
+        loaded.close_batch()
         loaded.model.free_context()
 
     def resume(self, order: ResumeModel) -> Loaded:
         """A context for the parked model. Raises `EngineError` (load_failed)."""
         start_s = time.perf_counter()
         loaded = self._loaded
-        if loaded is None or loaded.context is not None:
+        if loaded is None or loaded.batch is not None:
             raise RuntimeError("only a parked engine can be resumed")
         self._beat.tick()
         loaded.model.open_context(order)
         return self._ready(loaded, start_s)
 
     def _ready(self, loaded: "_Loaded", start_s: float) -> Loaded:
-        context = loaded.context = Context(loaded.model.model, loaded.model.context, self._interrupted)
-        return Loaded(context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
+        batch = loaded.batch = Batch(loaded.model, loaded.vocabulary, self._beat)
+        return Loaded(batch.context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
 
     def submit(self, order: Generate) -> None:
         """Take a request.
@@ -70,39 +68,39 @@ class LlamaEngine:
         loaded = self._loaded
         if loaded is None:
             raise EngineError("not_loaded", "cannot generate: no model is loaded")
-        context = loaded.context
-        if context is None:
+        batch = loaded.batch
+        if batch is None:
             raise EngineError("not_loaded", "cannot generate: the model is parked")
-        if self._slot is not None:
-            raise EngineError("queue_full", "cannot take a second request: this engine works on one at a time")
-        prompt = loaded.prompt(order, context.size)
-        if len(prompt) + 1 > context.size:
-            raise _overflow(f"has {len(prompt)} tokens", context.size)
+        if batch.full:
+            count = len(batch.context.caches)
+            raise EngineError("queue_full", f"cannot take another request: this engine works on {count} at a time")
+        size = batch.context.size
+        prompt = loaded.prompt(order, size)
+        if len(prompt) + 1 > size:
+            raise _overflow(f"has {len(prompt)} tokens", size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
-        chooser = open_chooser(order.sampler, loaded.vocabulary, prompt, banned=banned)
-        self._slot = Slot(order, prompt, context, loaded.vocabulary, chooser, start_s)
+        batch.join(order, prompt, open_chooser(order.sampler, loaded.vocabulary, prompt, banned=banned), start_s)
 
     def cancel(self, request: int) -> None:
-        """Give `request` up, at the latest after one token or one operation of a prefill. From any thread."""
-        slot = self._slot
-        if slot is not None and slot.request == request:
-            slot.cancelled = True
+        """Give `request` up, at the latest after one pass; a prefill of its own is cut short. From any thread."""
+        loaded = self._loaded
+        batch = loaded.batch if loaded is not None else None
+        if batch is not None:
+            batch.cancel(request)
 
     def step(self) -> Sequence[Said]:
-        """A piece of the request's prompt, or a token."""
-        slot = self._slot
-        if slot is None:
+        """Pieces of prompts, or a token for everybody else, in turns."""
+        if self._loaded is None or self._loaded.batch is None or not self._loaded.batch.busy:
             return []
         self._beat.tick()
-        said = slot.step()
-        if slot.ended:
-            self._slot = None
-        return said
+        return self._loaded.batch.step()
 
     @property
     def busy(self) -> bool:
-        """A request is at work."""
-        return self._slot is not None
+        """Requests are at work."""
+        loaded = self._loaded
+        batch = loaded.batch if loaded is not None else None
+        return batch is not None and batch.busy
 
     def stop(self) -> None:
         """Nothing of this engine lives outside of its process."""
@@ -111,30 +109,24 @@ class LlamaEngine:
         """Free the model; only when idle."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            loaded.close_context()
+            loaded.close_batch()
             loaded.model.free()
-
-    def _interrupted(self) -> bool:
-        """Asked by the native prefill, many times a second: also the sign that it moves."""
-        self._beat.tick()
-        slot = self._slot
-        return slot is not None and slot.cancelled
 
 
 class _Loaded:
-    """What there is once a model is loaded; no `context` while it is parked."""
+    """What there is once a model is loaded; no `batch` while it is parked."""
 
     def __init__(self, loaded: Model) -> None:
         self.model = loaded
         self.vocabulary = Vocabulary(loaded.model)
-        self.context: Context | None = None
+        self.batch: Batch | None = None
         self._template: ChatTemplate | None = None
 
-    def close_context(self) -> None:
+    def close_batch(self) -> None:
         """Let go of what lies around the native context, which may be freed then."""
-        context, self.context = self.context, None
-        if context is not None:
-            context.close()
+        batch, self.batch = self.batch, None
+        if batch is not None:
+            batch.close()
 
     def prompt(self, order: Generate, room: int) -> list[int]:
         """The tokens of a prompt or a conversation, at least one, for `room` tokens. Raises `EngineError`."""

@@ -11,6 +11,9 @@ from llama_cpp import llama_cpp as native
 _SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
 _PIECE_BYTES = 128
 
+TOKENS_PER_BYTE_MAX = 16
+"""A vocabulary that makes more of a text is broken."""
+
 
 class Vocabulary:
     """Of a loaded native model, which must outlive it."""
@@ -26,9 +29,13 @@ class Vocabulary:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """The tokens of `text`, with none added. `special`: control tokens written out in it count as such."""
         data = text.encode("utf-8", "replace")
-        room = len(data) + 2  # no token is shorter than a byte; some models put a space in front
+        room = len(data) + 2  # tokens are seldom shorter than a byte; some models put a space in front
         tokens = (ctypes.c_int32 * room)()
         count = native.llama_tokenize(self.native, data, len(data), tokens, room, False, special)
+        if -room * TOKENS_PER_BYTE_MAX <= count < 0:  # a vocabulary that lacks bytes may write them in several tokens
+            room = -count
+            tokens = (ctypes.c_int32 * room)()
+            count = native.llama_tokenize(self.native, data, len(data), tokens, room, False, special)
         if count < 0:
             raise ValueError(f"{-count} tokens of {len(data)} bytes")
         return tokens[:count]

@@ -1,0 +1,194 @@
+"""The requests at work on one context, and the passes that serve them: continuous batching.
+
+A step is one pass of the native library: either one token of every slot that decodes, or pieces of waiting prompts;
+while there are both, they take turns. Slots join and leave between any two steps. Called by `engine`.
+Invariant: a slot is at work exactly from `join` to its last message, and no request waits for more than its turn.
+
+Tokens and prompts share no pass, because each slot has cells of its own: the library splits a batch into even parts,
+so a mixed one would be two passes all the same (and takes as long, measured: 86 and 85 ms for 7 tokens and a piece of
+16). Apart, a piece keeps the shape that makes its cache reusable, streams' texts leave before the piece is begun, and
+a decode that fails costs only who took part. How large a piece may be while others decode is `pace`'s to say.
+
+A request that is alone from its coming to its end gives the same text for the same seed, whatever ran before: only
+such caches serve it that change nothing (see `context`). In company, batches have the shapes that chance gives them,
+so no text is promised and every cached token is used.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from h2qd.wire.workers import Generate
+from h2qd.worker.engine import Beat, Said
+from h2qd.worker.llama.context import Cache, Context, DecodeError
+from h2qd.worker.llama.model import BATCH_TOKENS, Model
+from h2qd.worker.llama.pace import Pace
+from h2qd.worker.llama.placement import Candidate, place
+from h2qd.worker.llama.sampler import Chooser
+from h2qd.worker.llama.shares import Waiting, shares
+from h2qd.worker.llama.slot import Slot
+from h2qd.worker.llama.vocabulary import Vocabulary
+
+_PIECE_GRIDS = 2
+"""A prompt's piece while nobody decodes, in grids: larger ones are no faster on a CPU, and newcomers wait longer."""
+
+_INTERRUPTIBLE_TOKENS_MIN = 32
+"""Asking hundreds of times whether to go on costs about as much as a token; smaller passes just end."""
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A sequence of the cache, and the request at work on it, if any. `used` is the step of its last end."""
+
+    cache: Cache
+    slot: Slot | None = None
+    used: int = 0
+
+
+class Batch:
+    """Works on `model`'s context, which must outlive it; `close` must come before that is freed."""
+
+    def __init__(self, model: Model, vocabulary: Vocabulary, beat: Beat) -> None:
+        self.context = Context(model, self._interrupted)
+        self._vocabulary = vocabulary
+        self._beat = beat
+        self._pace = Pace(BATCH_TOKENS)
+        self._places = [_Place(cache) for cache in self.context.caches]
+        self._steps = 0
+        self._tokens_next = False  # after prompts it is the turn of those who decode
+        self._spoiled = False  # a cell may hold numbers that are none
+        self._prefilling: list[Slot] = []  # who takes part in the pass that runs
+
+    def close(self) -> None:
+        """Let go of what is at work, and of what was allocated."""
+        for place_ in self._places:
+            if place_.slot is not None:
+                place_.slot.close()
+                place_.slot = None
+        self.context.close()
+
+    @property
+    def busy(self) -> bool:
+        """Requests are at work."""
+        return any(place_.slot is not None for place_ in self._places)
+
+    @property
+    def full(self) -> bool:
+        """No slot is free."""
+        return all(place_.slot is not None for place_ in self._places)
+
+    def join(self, order: Generate, prompt: Sequence[int], chooser: Chooser, start_s: float) -> None:
+        """Take a request into the slot that serves it best; not when `full`. Computes nothing."""
+        exact = not self.busy
+        context = self.context
+        kept = [context.reusable(place_.cache, prompt, exact=exact) for place_ in self._places]
+        chosen = place(
+            [
+                Candidate(count, len(place_.cache.tokens), place_.slot is None, place_.used)
+                for count, place_ in zip(kept, self._places, strict=True)
+            ],
+            context.size,
+            copies=context.copies,
+        )
+        if chosen is None:
+            raise RuntimeError("no slot is free")
+        at = self._places[chosen.slot]
+        if chosen.source is not None:
+            context.copy(self._places[chosen.source].cache, at.cache)
+        context.keep(at.cache, kept[chosen.slot if chosen.source is None else chosen.source])
+        at.slot = Slot(order, prompt, at.cache, context.size, self._vocabulary, chooser, start_s)
+
+    def cancel(self, request: int) -> None:
+        """Have `request` end with the next step, and at once where that is its own. From any thread."""
+        for place_ in self._places:
+            slot = place_.slot
+            if slot is not None and slot.request == request:
+                slot.cancelled = True
+
+    def step(self) -> list[Said]:
+        """One pass, or the ends of what was cancelled."""
+        self._steps += 1
+        said = self._cancelled() or self._pass()
+        for place_ in self._places:
+            if place_.slot is not None and place_.slot.ended:
+                if place_.slot.broken:
+                    self.context.clear(place_.cache)
+                    self._spoiled = True
+                place_.used = self._steps
+                place_.slot = None
+        if self._spoiled and not self.busy:
+            self.context.clear_all()
+            self._spoiled = False
+        return said
+
+    @property
+    def _at_work(self) -> list[Slot]:
+        return [place_.slot for place_ in self._places if place_.slot is not None]
+
+    def _cancelled(self) -> list[Said]:
+        return [said for slot in self._at_work if slot.cancelled for said in slot.cancel()]
+
+    def _pass(self) -> list[Said]:
+        waiting = [slot for slot in self._at_work if slot.rest]
+        decoding = [slot for slot in self._at_work if not slot.rest]
+        if waiting and not (decoding and self._tokens_next):
+            self._tokens_next = True
+            return self._prefill(waiting, beside=bool(decoding))
+        self._tokens_next = False
+        return self._decode(decoding) if decoding else []
+
+    def _decode(self, slots: list[Slot]) -> list[Said]:
+        began_s = time.perf_counter()
+        try:
+            rows = self.context.decode([slot.next_of_answer() for slot in slots])
+        except DecodeError as error:
+            return [said for slot in slots for said in slot.undecoded(error)]
+        said = [one for slot, row in zip(slots, rows, strict=True) for one in self._choose(slot, row)]
+        self._pace.decoded(time.perf_counter() - began_s)
+        return said
+
+    def _prefill(self, waiting: list[Slot], *, beside: bool) -> list[Said]:
+        taken = self._shares(waiting, beside=beside)
+        slots = [slot for slot in waiting if taken.get(slot)]
+        pieces = [slot.next_of_prompt(taken[slot]) for slot in slots]
+        tokens = sum(taken.values())
+        self._prefilling = slots
+        began_s = time.perf_counter()
+        try:
+            rows = self.context.decode(pieces, interruptible=tokens >= _INTERRUPTIBLE_TOKENS_MIN)
+        except DecodeError as error:
+            return [said for slot in slots for said in slot.undecoded(error)]
+        if beside:
+            self._pace.prefilled(tokens, time.perf_counter() - began_s)
+        said: list[Said] = []
+        for slot, row in zip(slots, rows, strict=True):
+            slot.served = self._steps
+            if slot.rest:
+                said += slot.prefilled()
+                continue
+            said += slot.prompt_ended()
+            if not slot.ended:
+                said += self._choose(slot, row)
+        return said
+
+    def _shares(self, waiting: list[Slot], *, beside: bool) -> dict[Slot, int]:
+        grid = self.context.grid
+        budget = self._pace.between_tokens() if beside else grid * max(_PIECE_GRIDS, len(waiting))
+        ordered = sorted(waiting, key=lambda slot: slot.served)
+        asked = [Waiting(slot.rest, slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]
+        return dict(zip(ordered, shares(asked, min(budget, BATCH_TOKENS), grid), strict=True))
+
+    def _choose(self, slot: Slot, row: int) -> list[Said]:
+        try:
+            logits = self.context.logits(row)
+        except DecodeError as error:
+            return slot.undecoded(error)
+        return slot.choose(logits)
+
+    def _interrupted(self) -> bool:
+        """Asked by a large pass, many times a second: also the sign that it moves.
+
+        An abort costs all of the pass, so it goes on while anyone in it is wanted.
+        """
+        self._beat.tick()
+        return all(slot.cancelled for slot in self._prefilling)
