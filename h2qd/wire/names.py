@@ -35,5 +35,6 @@ def suggest_name(stem: str) -> str:
 
 def shown(text: str, chars_max: int = 200) -> str:
     """`text` made safe for a terminal or a log: control, bidi and unprintable characters escaped, length bounded."""
-    cut = text if len(text) <= chars_max else text[: chars_max - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    parts = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: chars_max + 1])
+    escaped = "".join(parts)  # up to ten characters for one, so what is cut is the outcome
+    return escaped if len(escaped) <= chars_max else escaped[: chars_max - 1] + "…"

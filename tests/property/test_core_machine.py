@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -303,10 +304,10 @@ class AnyStory(RuleBasedStateMachine):
 
 
 AnyStory.TestCase.settings = settings(
-    max_examples=2000 if THOROUGH else 500,
+    max_examples=2000 if THOROUGH else 300,
     stateful_step_count=100 if THOROUGH else 60,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestAnyStory = AnyStory.TestCase
+TestAnyStory = pytest.mark.timeout(600)(AnyStory.TestCase)
