@@ -20,7 +20,7 @@ their numbers carry no meaning. When a line does not hold, the AssertionError te
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Self, TypeAlias
 
@@ -147,12 +147,15 @@ def load(
     kv_type: str = "",
     exact: bool = False,
     activate: bool = True,
+    gentle: bool = False,
 ) -> Cue:
     """A client wants a model resident."""
-    return lambda s: RequestArrived(
-        s.now,
-        Ticket(request, client, Want.RESIDENT, model, s.now, deadline, ctx, force, reset, kv_type, exact, activate),
-    )
+
+    def cue(s: Scene) -> Event:
+        ticket = Ticket(request, client, Want.RESIDENT, model, s.now, deadline, ctx, force, reset, kv_type, exact)
+        return RequestArrived(s.now, replace(ticket, activate=activate, gentle=gentle))
+
+    return cue
 
 
 def unload(request: int, model: str, *, force: bool = False, client: int = 1) -> Cue:

@@ -66,6 +66,13 @@ def test_models_stay_as_long_as_they_fit() -> None:
     assert play.state.remembered == Memory("c", kept("a", "b", "c"))
 
 
+def test_a_gentle_load_takes_free_memory_and_nobodys_place() -> None:
+    message = "cannot load c: it does not fit beside what is resident"
+    play = house("a", "b").when(load(1, "c", gentle=True)).then(refuse(1, "no_fit", message=message))
+    play.states(a=Status.READY, b=Status.READY, c=Status.COLD)
+    house("a", room_for=2).when(load(1, "c", gentle=True)).then(start("c")).states(a=Status.READY)
+
+
 def test_the_one_that_was_idle_for_longest_goes() -> None:
     play = house("a", "b").when(infer(1, "a")).then(grant(1, "a")).later(30.0).when(answered(1)).then(complete(1))
     play.later(5.0).when(load(2, "c")).then(stop("b")).when(gone("b")).then(start("c"))
