@@ -73,6 +73,12 @@ def test_a_gentle_load_takes_free_memory_and_nobodys_place() -> None:
     house("a", room_for=2).when(load(1, "c", gentle=True)).then(start("c")).states(a=Status.READY)
 
 
+def test_whoever_is_idle_goes_where_the_device_has_less_than_the_budget_promises() -> None:
+    """The budget holds both, and with the pages of its file not counted the load fits the device."""
+    play = house("a", room_for=3).when(measured("a", GIB // 16)).then().when(read(0.7, available=GIB // 4)).then()
+    play.when(load(1, "c")).then(stop("a")).when(gone("a")).then(start("c"))
+
+
 def test_the_one_that_was_idle_for_longest_goes() -> None:
     play = house("a", "b").when(infer(1, "a")).then(grant(1, "a")).later(30.0).when(answered(1)).then(complete(1))
     play.later(5.0).when(load(2, "c")).then(stop("b")).when(gone("b")).then(start("c"))
