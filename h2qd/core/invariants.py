@@ -8,9 +8,9 @@ for ever as long as the outside world answers.
 from collections.abc import Iterator
 
 from h2qd.core.admission import satisfies
+from h2qd.core.loads import needs_load
 from h2qd.core.records import Model, Phase, State, Switch, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Status
-from h2qd.core.switching import needs_load
 
 
 def check(state: State) -> str | None:

@@ -11,7 +11,7 @@ the device's memory with one act. Called by `runtime.supervisor` only; pure.
 from dataclasses import replace
 from typing import assert_never
 
-from h2qd.core import admission, ending, leaving, lessons, relief, switching
+from h2qd.core import admission, ending, leaving, lessons, outcome, relief, switching
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
@@ -228,7 +228,7 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
         loaded_at=turn.now,
     )
     _learn(turn, model, exercised=False)
-    switching.loaded(turn, turn.model(model.name))
+    outcome.loaded(turn, turn.model(model.name))
 
 
 def _worker_measured(turn: Turn, event: WorkerMeasured) -> None:
@@ -264,7 +264,7 @@ def _worker_parked(turn: Turn, event: WorkerParked) -> None:
     gone = Released(model.name, model.held_bytes, event.freed_bytes, event.took_s, parked=True)
     detail = f"{gone.freed_bytes} of {gone.held_bytes} bytes back in {gone.took_s:.2f} s"
     turn.move(model.name, Move.PARKED, detail, held_bytes=event.held_bytes, file_bytes=0, planned_bytes=0)
-    switching.released(turn, gone)
+    outcome.released(turn, gone)
 
 
 def _worker_exited(turn: Turn, event: WorkerExited) -> None:
@@ -276,7 +276,7 @@ def _worker_exited(turn: Turn, event: WorkerExited) -> None:
         gone = Released(model.name, event.held_bytes, event.freed_bytes, event.took_s)
         detail = f"{gone.freed_bytes} of {gone.held_bytes} bytes back in {gone.took_s:.2f} s"
         turn.move(model.name, Move.GONE, detail, worker=None, held_bytes=0, planned_bytes=0)
-        switching.released(turn, gone)
+        outcome.released(turn, gone)
         return
     if model.status is Status.PARKED:
         turn.move(model.name, Move.GONE, event.fault.message, worker=None, held_bytes=0, planned_bytes=0)
@@ -286,7 +286,7 @@ def _worker_exited(turn: Turn, event: WorkerExited) -> None:
         turn.refuse(running.ticket, running.ending or event.fault)
     model = record_failure(turn, model, event.fault)
     if was is Status.LOADING:
-        switching.load_failed(turn, model, event.fault)
+        outcome.load_failed(turn, model, event.fault)
 
 
 # --- the end ----------------------------------------------------------------------------------------

@@ -11,23 +11,20 @@ no more. Called by `machine` after every event.
 from dataclasses import replace
 
 from h2qd.core import budget, evict
-from h2qd.core.admission import less_than_asked, load_offer, satisfies, satisfies_with, tell_cold
+from h2qd.core.admission import load_offer
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
-    ResumeWorker,
     SetTimer,
-    StartWorker,
     StopWorker,
-    TellResident,
     Timer,
 )
 from h2qd.core.ending import cut_off
-from h2qd.core.failures import held_back
-from h2qd.core.leaving import make_way, may_park, park, release
-from h2qd.core.offers import parked_bytes, plan_of
-from h2qd.core.offload import gpu_layers
-from h2qd.core.records import Fault, Model, Phase, Released, State, Switch, Terms, Ticket, Want
+from h2qd.core.leaving import may_park, park, release
+from h2qd.core.loads import needs_load, start_load, wanted
+from h2qd.core.offers import parked_bytes
+from h2qd.core.outcome import answer_losers, switch_of
+from h2qd.core.records import Fault, Model, Phase, State, Switch, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
 from h2qd.core.turn import Turn, worker_of
 
@@ -52,7 +49,7 @@ def _advance_unload(turn: Turn, model: Model) -> None:
     """Unload a model that a ticket wants cold: at once when it is idle or loading, else when its work has ended."""
     if model.status is Status.LOADING:
         fault = Fault("load_cancelled", f"cannot load {model.name}: somebody unloaded it")
-        give_up(turn, _switch_of(turn, model), model, fault)
+        give_up(turn, switch_of(turn, model), model, fault)
         return
     if model.status is Status.PARKED:
         release(turn, model, "unload asked")
@@ -73,17 +70,6 @@ def _must_drain(state: State, model: Model) -> bool:
 
 
 # --- the switch -------------------------------------------------------------------------------------
-
-
-def needs_load(model: Model, ticket: Ticket) -> bool:
-    """Whether a ticket waits for a load; else for a slot, or for an unload (or the drain before it) to end."""
-    return ticket.want is not Want.COLD and not (model.status in RESIDENT and satisfies(model, ticket))
-
-
-def _wanted(turn: Turn, name: str) -> tuple[Ticket, ...]:
-    """The tickets that a switch to this model would serve."""
-    model = turn.model(name)
-    return tuple(t for t in turn.waiting_for(name) if needs_load(model, t))
 
 
 def _begin_next(turn: Turn) -> None:
@@ -181,7 +167,7 @@ def _advance_switch(turn: Turn, switch: Switch) -> None:
     """Take the switch on to its next phase. A load and a rollback end by what their worker does."""
     if switch.phase is Phase.ROLLBACK:
         return
-    tickets = _wanted(turn, switch.target)
+    tickets = wanted(turn, switch.target)
     if not tickets:
         call_off(turn, switch, "nobody waits for it any more")
     elif any(evict.is_kept(turn.model(name)) for name in _to_go(switch)):
@@ -203,7 +189,7 @@ def call_off(turn: Turn, switch: Switch, why: str) -> None:
     """End a switch where it is. What was not told to go yet goes on; a worker that loads goes, as in any unload."""
     _end_patience(turn, switch)
     turn.set_switch(None)
-    _answer_losers(turn, switch, f"and the rollback was given up: {why}")
+    answer_losers(turn, switch, f"and the rollback was given up: {why}")
     for model in list(turn.holders()):
         if model.status is Status.LOADING:
             turn.move(model.name, Move.ABANDON, why)
@@ -212,7 +198,7 @@ def call_off(turn: Turn, switch: Switch, why: str) -> None:
 
 def give_up(turn: Turn, switch: Switch, loading: Model, fault: Fault) -> None:
     """Give up a load under way; who waits for it hears `fault`."""
-    turn.refuse_all(_wanted(turn, loading.name), fault)
+    turn.refuse_all(wanted(turn, loading.name), fault)
     call_off(turn, switch, fault.message)
 
 
@@ -298,7 +284,7 @@ def _advance_victims(turn: Turn, switch: Switch, tickets: tuple[Ticket, ...]) ->
     if not _make_room(turn, switch, terms):
         return
     turn.set_switch(replace(switch, phase=Phase.LOAD, terms=terms))
-    _start_load(turn, target, terms)
+    start_load(turn, target, terms)
 
 
 def _make_room(turn: Turn, switch: Switch, terms: Terms) -> bool:
@@ -312,125 +298,3 @@ def _make_room(turn: Turn, switch: Switch, terms: Terms) -> bool:
     if busy:
         turn.emit(SetTimer(Timer(Clock.PATIENCE, switch.serial), turn.now + turn.state.rules.patience_s))
     return False
-
-
-def _start_load(turn: Turn, model: Model, terms: Terms) -> None:
-    """Have a new worker load a model, or its parked one make a context for it."""
-    resumes = model.status is Status.PARKED
-    worker = worker_of(model) if resumes else turn.serial()
-    turn.move(
-        model.name,
-        Move.LOAD,
-        ", ".join(terms.less),
-        worker=worker,
-        terms=terms,
-        given_ctx=terms.ctx,
-        planned_bytes=terms.planned_bytes,
-    )
-    rules = turn.state.rules
-    if resumes:
-        turn.emit(ResumeWorker(worker, model.name, terms, rules.slots))
-        return
-    plan = plan_of(model, terms.ctx, terms.kv_type, rules.slots)
-    layers = gpu_layers(model.shape, plan, turn.state.accelerator_bytes) if rules.offload else 0
-    turn.emit(StartWorker(worker, model.name, terms, rules.slots, layers))
-
-
-# --- how a load ends --------------------------------------------------------------------------------
-
-
-def released(turn: Turn, gone: Released) -> None:
-    """A model gave its memory back as it was told: answer who waited for that, and note it in the switch."""
-    if turn.model(gone.model).status not in HOLDING:
-        tell_cold(turn, gone.model, gone)
-    switch = turn.state.switch
-    if switch is not None and gone.model in switch.victims:
-        turn.set_switch(replace(switch, released=(*switch.released, gone)))
-
-
-def loaded(turn: Turn, model: Model) -> None:
-    """A load succeeded: commit the switch, or its rollback, answer who waited for it, and let go what it replaces."""
-    switch = _switch_of(turn, model)
-    was_active = turn.state.active
-    turn.set_switch(None)
-    if switch.phase is Phase.ROLLBACK:
-        _answer_losers(turn, switch, f"rolled back: {model.name} is resident again")
-        return
-    for name in switch.overlapped:
-        make_way(turn, name, f"{model.name} took its place")
-    told = [t for t in turn.waiting_for(model.name, Want.RESIDENT) if satisfies(model, t)]
-    if was_active is None or turn.state.rules.exclusive or any(ticket.activate for ticket in told):
-        turn.activate(model.name)
-    for ticket in told:
-        turn.tell(
-            ticket,
-            TellResident(
-                ticket.request,
-                model.name,
-                changed=True,
-                ctx=model.given_ctx,
-                held_bytes=model.held_bytes,
-                load_s=model.load_s,
-                released=switch.released,
-                was_active=was_active,
-                kv_type=model.terms.kv_type,
-                less=less_than_asked(model, ticket),
-                draining=switch.overlapped,
-            ),
-        )
-
-
-def load_failed(turn: Turn, model: Model, fault: Fault) -> None:
-    """A load failed: roll back to what was active, or give up. `model` is in its failed status already."""
-    switch = _switch_of(turn, model)
-    turn.set_switch(None)
-    stayed = [name for name in switch.overlapped if turn.model(name).status in RESIDENT]
-    if stayed:
-        fault = replace(fault, because=(*fault.because, f"nothing changed: {', '.join(stayed)} stayed"))
-    fallback = _fallback(turn, switch)
-    if fallback is None:
-        _answer_losers(turn, switch, f"and so did the rollback: {fault.message}")
-        turn.refuse_all(_wanted(turn, model.name), fault)
-        return
-    terms = switch.fallback_terms
-    losers = []
-    for ticket in _wanted(turn, model.name):
-        if fallback == model.name and satisfies_with(model, terms, ticket):
-            continue  # the rollback gives it what it wants
-        if ticket.want is Want.RESIDENT:
-            losers.append(ticket)
-        else:
-            turn.refuse(ticket, fault)
-    turn.set_aside(losers)
-    _start_load(turn, turn.model(fallback), terms)
-    turn.set_switch(replace(switch, phase=Phase.ROLLBACK, victims=(), failure=fault, losers=tuple(losers)))
-
-
-def _fallback(turn: Turn, switch: Switch) -> str | None:
-    """What to load again after a failure: what was active and still is, if it may be loaded. One rollback only."""
-    name = switch.fallback
-    if switch.phase is Phase.ROLLBACK or name is None or name != turn.state.active:
-        return None
-    if (name, switch.fallback_terms) == (switch.target, switch.terms):
-        return None  # that is what failed just now
-    model = turn.model(name)
-    fits = switch.fallback_terms.planned_bytes <= budget.free(turn.state, {name})
-    going = model.status is Status.UNLOADING  # it was parked, and has to go all the same
-    if going or held_back(model, turn.now, explicit=True) or not fits or not turn.state.guard.admits_loads:
-        return None
-    return name
-
-
-def _switch_of(turn: Turn, model: Model) -> Switch:
-    """The switch that loads a model."""
-    if turn.state.switch is None:
-        raise AssertionError(f"{model.name} loads outside of a switch")
-    return turn.state.switch
-
-
-def _answer_losers(turn: Turn, switch: Switch, ending: str) -> None:
-    if switch.failure is None:
-        return
-    heard = replace(switch.failure, because=(*switch.failure.because, ending))
-    for ticket in switch.losers:
-        turn.refuse(ticket, heard)

@@ -17,9 +17,9 @@ from h2qd.core import budget
 from h2qd.core.effects import Complete, Effect, Publish, Refuse, ResumeWorker, StartWorker, TellResident
 from h2qd.core.events import Event, MemoryRead
 from h2qd.core.guard import Level
+from h2qd.core.loads import needs_load
 from h2qd.core.records import State
 from h2qd.core.states import Status
-from h2qd.core.switching import needs_load
 from h2qd.core.turn import worker_of
 from tests.simulation.device import Device
 from tests.simulation.setting import HANG_S, LOAD_HANG_S, LOAD_S_MAX, STOP_S_MAX, WORK_S_MAX, Setting, Weather
