@@ -330,7 +330,7 @@ def test_a_daemon_that_falls_silent_is_given_up(daemon: ScriptedDaemon) -> None:
 
 def test_what_is_alive_is_waited_for(daemon: ScriptedDaemon) -> None:
     """Reports of progress, each within the silence allowed, carry a request past many times that silence."""
-    beats = iter(range(6))
+    beats = iter(range(13))
 
     def beat(asked: Asked) -> None:
         load = next(one for one in daemon.log if one.op == "model.load")
@@ -339,19 +339,19 @@ def test_what_is_alive_is_waited_for(daemon: ScriptedDaemon) -> None:
 
     daemon.on["model.load"] = lambda asked: asked.progress("queued")
     daemon.on["model.ps"] = beat
-    with Client(daemon.path, silence_s=0.5) as client, Client(daemon.path) as drummer:
+    with Client(daemon.path, silence_s=1.0) as client, Client(daemon.path) as drummer:
         seen: list[m.Progress] = []
         done: list[m.Residency] = []
         waiter = threading.Thread(target=lambda: done.append(client.load("gemma3", on_progress=seen.append)))
         waiter.start()
         daemon.heard("model.load")
         pause = threading.Event()
-        for _ in range(7):
-            pause.wait(0.15)
+        for _ in range(14):
+            pause.wait(0.2)  # a busy machine may add much to that, and still be within the silence
             drummer.ps()
         waiter.join(WAIT_S)
     assert done == [RESIDENCY]
-    assert len(seen) == 7
+    assert len(seen) == 14
 
 
 def test_a_request_that_outlives_its_time_is_cancelled(daemon: ScriptedDaemon, client: Client) -> None:
