@@ -75,7 +75,7 @@ class Reports:
 
     def status(self) -> m.Status:
         """The daemon at a glance."""
-        state = self._supervisor.state
+        state, own_bytes = self._supervisor.state, rss_bytes(self._pid)
         return m.Status(
             version=__version__,
             pid=self._pid,
@@ -92,10 +92,10 @@ class Reports:
                 limit_bytes=self._watch.limits.models_bytes,
                 available_bytes=self._watch.reading.available_bytes,
                 held_bytes=sum(x.held_bytes for x in state.models.values()),
-                supervisor_bytes=rss_bytes(self._pid),
+                supervisor_bytes=own_bytes,
                 max_bytes=self._watch.limits.max_bytes,
                 level=_LEVELS[state.guard.level],
-                layers=self._layers(),
+                layers=self._layers(own_bytes),
             ),
             degraded=list(self._degraded()),
         )
@@ -113,9 +113,8 @@ class Reports:
             if name not in state.models:
                 yield f"{name} cannot be used: {row.reason}"
 
-    def _layers(self) -> list[m.MemoryLayer]:
-        working = rss_bytes(self._pid) + self._scales.idle_bytes
-        return views.layers(self._watch.limits, self._supervisor.state, working)
+    def _layers(self, own_bytes: int) -> list[m.MemoryLayer]:
+        return views.layers(self._watch.limits, self._supervisor.state, own_bytes + self._scales.idle_bytes)
 
     def top(self) -> m.Top:
         """The device's memory now, by layer and by worker."""
@@ -128,7 +127,7 @@ class Reports:
             used_share=round(reading.used_share * 100, 1),
             total_bytes=reading.total_bytes,
             available_bytes=reading.available_bytes,
-            layers=self._layers(),
+            layers=self._layers(rss_bytes(self._pid)),
             workers=workers,
             requests=views.ps(state, self._residents, self._calls).requests,
             running=len(state.running),
