@@ -55,6 +55,21 @@ _OPERAND_BITS = 9
 for the widest such operand (ggml-cpu.c, ggml_graph_plan)."""
 
 
+_PIECE_TOKENS = 64
+_BATCH_TOKENS_MAX = 512
+_OUTPUTS_MIN = 8
+
+
+def batch_tokens(slots: int) -> int:
+    """How many tokens the engine computes at once: larger pieces gain nothing on a CPU, and cost buffers."""
+    return min(_BATCH_TOKENS_MAX, _PIECE_TOKENS * max(2, slots))
+
+
+def outputs(slots: int) -> int:
+    """Of how many of them it has the logits: one a slot; scoring and speculation use what is left."""
+    return max(_OUTPUTS_MIN, slots)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """What the plan needs of a model; sizes in bytes, lengths in elements, contexts in tokens.
@@ -98,23 +113,23 @@ def memory_plan(
     ctx: int,
     slots: int = 1,
     kv_type: str = "f16",
-    batch: int = 512,
-    ubatch: int = 512,
+    batch: int = 0,
 ) -> MemoryPlan:
     """The memory that a load of `shape` takes once its context is full.
 
-    `ctx` tokens are shared by `slots` sequences, each with cells of its own; the engine computes `ubatch` tokens at
-    once, never more than `batch` or the context holds. Raises KeyError when `kv_type` is none of `KV_TYPES`.
+    `ctx` tokens are shared by `slots` sequences, each with cells of its own; the engine computes `batch` of them
+    at once (0: `batch_tokens`), never more than the context holds. Raises KeyError when `kv_type` is none of
+    `KV_TYPES`.
     """
     element_bytes = KV_TYPES[kv_type]
     slots = max(1, slots)
     full_cells = _padded(_padded(ctx) // slots)
-    tokens = max(1, min(ubatch, batch, ctx))
+    tokens = max(1, min(batch if batch > 0 else batch_tokens(slots), ctx))
     # The sliding cache holds the window and the batch under way (llama-kv-cache-iswa.cpp, swa_full false).
     sliding_cells = _padded(min(full_cells, _positive(shape.sliding_window) + tokens))
     attending = {_slides(shape, layer) for layer in _layers(shape) if _of_layer(shape.kv_heads, layer, 0) > 0}
     cells = sum(sliding_cells if slides else full_cells for slides in attending)
-    outputs = _positive(shape.vocabulary) * slots * _FLOAT_BYTES
+    logits = _positive(shape.vocabulary) * outputs(slots) * _FLOAT_BYTES
     overhead = (
         _PROCESS_BYTES
         + len(_layers(shape)) * _LAYER_BYTES
@@ -131,8 +146,8 @@ def memory_plan(
         ("recurrent", slots * _positive(shape.recurrent_bytes)),
         # The attention masks are what grows with the context, a cell for each token of the batch and each cell of a
         # cache, one mask a kind of cache (llama-graph.cpp, build_attn_inp_kq_mask).
-        ("compute", _compute_bytes(shape, tokens, outputs) + tokens * cells * _MASK_BYTES),
-        ("output", outputs),
+        ("compute", _compute_bytes(shape, tokens, logits) + tokens * cells * _MASK_BYTES),
+        ("output", logits),
         ("overhead", overhead),
     )
     return MemoryPlan(ctx, parts, sum(size for _, size in parts))
@@ -147,7 +162,7 @@ def _cached_elements(shape: ModelShape, full_cells: int, sliding_cells: int) -> 
     return heads_in_cells * (_positive(shape.key_length) + _positive(shape.value_length))
 
 
-def _compute_bytes(shape: ModelShape, tokens: int, outputs: int) -> int:
+def _compute_bytes(shape: ModelShape, tokens: int, logits: int) -> int:
     """The activations that are alive at once, at the widest point of a layer; the allocator reuses the rest.
 
     Fitted to the engine's reserved buffers for shapes of the llama, qwen2, qwen3, gemma2, gemma3, phi3, mamba and
@@ -169,7 +184,7 @@ def _compute_bytes(shape: ModelShape, tokens: int, outputs: int) -> int:
     # A recurrent layer's input and gate, its convolution, time steps and output, beside the residual stream
     # (mamba-base.cpp); next to a short convolution, the feed-forward part is wider.
     recurrent = 6 * _positive(shape.recurrent_width) + embedding
-    return max(tokens * max(feed_forward, attention + 3 * embedding, recurrent) * _FLOAT_BYTES, outputs)
+    return max(tokens * max(feed_forward, attention + 3 * embedding, recurrent) * _FLOAT_BYTES, logits)
 
 
 def _widest(shape: ModelShape) -> int:

@@ -63,6 +63,14 @@ _COMMANDS = (
     Command("model.unpin", Access.ADMIN, m.OfModel, m.Pinned, "let a model be evicted again"),
     Command("infer.text", Access.USE, m.Infer, m.Answer, "continue a prompt", m.Delta, PROMPT_BYTES_MAX),
     Command("infer.chat", Access.USE, m.Chat, m.Answer, "answer a conversation", m.Delta, PROMPT_BYTES_MAX),
+    Command("infer.embed", Access.USE, m.Embed, m.Embeddings, "turn texts into vectors", None, PROMPT_BYTES_MAX),
+    Command("infer.score", Access.USE, m.Score, m.Scored, "how likely a text is", None, PROMPT_BYTES_MAX),
+    Command("text.tokenize", Access.USE, m.Tokenize, m.Tokens, "the tokens of a text", None, PROMPT_BYTES_MAX),
+    Command("text.detokenize", Access.USE, m.Detokenize, m.Detokenized, "the text of tokens", None, PROMPT_BYTES_MAX),
+    Command(
+        "sessions.list", Access.USE, m.Empty, m.Sessions, "conversations kept on disk: one's own; an admin's: all"
+    ),
+    Command("sessions.remove", Access.USE, m.OfSession, m.SessionRemoved, "forget a conversation"),
     Command("request.cancel", Access.READ, m.Cancel, m.Cancelled, "cancel a request in flight"),
     Command("stream.credit", Access.READ, m.Credit, None, "allow more chunks of a stream"),
     Command("events.watch", Access.READ, m.Events, m.EventsEnd, "follow what happens", m.Notice),

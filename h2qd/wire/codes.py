@@ -113,6 +113,13 @@ _TABLE = (
         "the daemon cannot write its state folder: the disk is full, or read-only",
         "h2qctl doctor; then free some disk space",
     ),
+    Code(
+        "unsupported",
+        EXIT_FAILED,
+        False,
+        "the model, or what runs it, cannot do this",
+        "h2qctl show MODEL tells what it is",
+    ),
     Code("in_use", EXIT_REFUSED, False, "the model holds memory or has requests", "h2qctl unload MODEL"),
     # Residency.
     Code(

@@ -46,6 +46,15 @@ GRAMMAR_CHARS_MAX = 64 * 1024
 LAYERS_MAX = 1024
 """Layers of a model, and so the length of every per-layer list."""
 
+LOGPROBS_MAX = 20
+"""Of the likeliest tokens, told for each token of an answer."""
+
+TEXTS_MAX = 64
+"""Texts that one request turns into vectors."""
+
+TOKENIZE_CHARS_MAX = 256 * 1024
+"""A text that is only tokenized, in characters, and a list of tokens that becomes text."""
+
 SLOTS_MAX = 64
 """Sequences that one context serves at a time."""
 

@@ -25,6 +25,12 @@ Level = Literal["normal", "warn", "critical", "emergency"]
 """How far the device is on its way out of memory."""
 
 Priority = Literal["low", "normal", "high"]
+Overflow = Literal["refuse", "truncate", "shift"]
+"""What becomes of a text that outgrows the context: an error; its middle is left out; the oldest tokens make room for
+new ones while the answer grows."""
+
+SessionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 LayerCounts = Annotated[list[Count], Meta(max_length=limits.LAYERS_MAX)]
 
 
@@ -545,7 +551,10 @@ class Sampling(Ask, frozen=True):
 class Generation(Sampling, frozen=True):
     """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`.
 
-    `priority` orders those who wait, and who is given up first when the device runs out of memory.
+    `priority` orders those who wait, and who is given up first when the device runs out of memory; for a higher one
+    a running request of a lower one gives its slot up and goes on later. `session`: go on from what the cache holds
+    of this conversation, and keep it there across unloads. `logprobs`: tell each token's log-probability, and those
+    of so many of the likeliest. `speculate`: guess tokens from the text so far, where that is faster.
     """
 
     model: Name | None = None
@@ -555,6 +564,10 @@ class Generation(Sampling, frozen=True):
     stream: bool = False
     priority: Priority = "normal"
     window: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)] = limits.CHUNK_WINDOW_DEFAULT
+    session: SessionName | None = None
+    overflow: Overflow = "refuse"
+    logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS_MAX)] | None = None
+    speculate: bool = True
 
 
 class Infer(Generation, frozen=True, kw_only=True):
@@ -577,11 +590,18 @@ class Chat(Generation, frozen=True, kw_only=True):
 
 
 class Usage(Say, frozen=True):
-    """Tokens counted. `cached_tokens` of the prompt were not prefilled again."""
+    """Tokens counted. `cached_tokens` of the prompt were not prefilled again.
+
+    `truncated_tokens` were left out, or given up on the way, because the context is too small. Of `drafted_tokens`,
+    which were guessed, `accepted_tokens` are in the answer.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    truncated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Timings(Say, frozen=True):
@@ -595,11 +615,32 @@ class Timings(Say, frozen=True):
     tokens_per_s: float
 
 
+class Alternative(Say, frozen=True):
+    """A token that might have come, and the natural logarithm of its probability."""
+
+    token: int
+    text: str
+    logprob: float
+
+
+class TokenLogprob(Say, frozen=True):
+    """A token that came, and how likely it was by the model's own word, before sampling; `top`: the likeliest.
+
+    `text` is as the token alone reads: part of a character shows as U+FFFD.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: list[Alternative] = []
+
+
 class Delta(Say, frozen=True):
     """A piece of an answer: the text of `tokens` tokens, cut at no character."""
 
     text: str
     tokens: int
+    logprobs: list[TokenLogprob] = []
 
 
 class Answer(Say, frozen=True):
@@ -615,6 +656,138 @@ class Answer(Say, frozen=True):
     usage: Usage
     timings: Timings
     seed: int
+    logprobs: list[TokenLogprob] = []
+
+
+class Embed(Ask, frozen=True, kw_only=True):
+    """Turn texts into vectors. `overflow` refuse or truncate: a text longer than the context loses its end."""
+
+    texts: Annotated[list[Prompt], Meta(min_length=1, max_length=limits.TEXTS_MAX)]
+    model: Name | None = None
+    normalize: bool = True
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    priority: Priority = "normal"
+
+
+class Embeddings(Say, frozen=True):
+    """A vector of `dimensions` for each text, in order. `pooling`: mean, cls or last: what they were made of."""
+
+    request: str
+    model: str
+    pooling: str
+    dimensions: int
+    vectors: list[list[float]]
+    prompt_tokens: int
+    truncated_tokens: int
+    queue_ms: float
+    compute_ms: float
+    total_ms: float
+
+
+class Score(Ask, frozen=True, kw_only=True):
+    """How likely a model finds `text`, which follows `context`.
+
+    Without `window` the text is one sequence and each of its tokens is scored. With it, the text is cut into windows
+    of so many tokens, each of them on its own, and the second half of each is scored: perplexity as it is usually
+    measured. `logprobs`: tell those of each token as well.
+    """
+
+    text: Prompt
+    context: Prompt = ""
+    model: Name | None = None
+    window: Ctx | None = None
+    logprobs: bool = False
+    priority: Priority = "low"
+
+
+class Scored(Say, frozen=True):
+    """`logprob` is the sum over `tokens` scored tokens (natural logarithm), `perplexity` exp(-logprob / tokens).
+
+    `stderr` is the standard error of the perplexity. `windows`: how many there were, 0 for one sequence.
+    """
+
+    request: str
+    model: str
+    tokens: int
+    logprob: float
+    perplexity: float
+    stderr: float
+    windows: int
+    logprobs: list[TokenLogprob]
+    queue_ms: float
+    compute_ms: float
+    total_ms: float
+
+
+class Tokenize(Ask, frozen=True, kw_only=True):
+    """The tokens of a text. `special`: control tokens written out count as such. `pieces`: tell their texts too."""
+
+    text: Annotated[str, Meta(max_length=limits.TOKENIZE_CHARS_MAX)]
+    model: Name | None = None
+    special: bool = False
+    pieces: bool = False
+
+
+class Tokens(Say, frozen=True):
+    """The tokens, none added. `pieces` are what each reads like alone."""
+
+    model: str
+    tokens: list[int]
+    pieces: list[str] = []
+
+
+class Detokenize(Ask, frozen=True, kw_only=True):
+    """The text of tokens."""
+
+    tokens: Annotated[list[TokenId], Meta(max_length=limits.TOKENIZE_CHARS_MAX)]
+    model: Name | None = None
+
+
+class Detokenized(Say, frozen=True):
+    """The text; bytes that are no characters show as U+FFFD."""
+
+    model: str
+    text: str
+
+
+# --- sessions ---------------------------------------------------------------------------------------
+
+
+class SessionRow(Say, frozen=True):
+    """A conversation's KV cache on disk: `tokens` of `model`, last written at `used_at_ms`. `uid`: whose it is."""
+
+    session: str
+    model: str
+    tokens: int
+    size_bytes: int
+    used_at_ms: int
+    uid: int
+
+
+class Sessions(Say, frozen=True):
+    """What is kept on disk, the latest first, and how much may be.
+
+    A conversation of a resident model is written when that model goes, or when another needs its place.
+    """
+
+    sessions: list[SessionRow]
+    used_bytes: int
+    quota_bytes: int
+
+
+class OfSession(Ask, frozen=True):
+    """A request about one of this user's sessions; without `model`, with all models."""
+
+    session: SessionName
+    model: Name | None = None
+
+
+class SessionRemoved(Say, frozen=True):
+    """What was kept of it is gone: `files` of them, `freed_bytes` in all."""
+
+    session: str
+    files: int
+    freed_bytes: int
 
 
 class Cancel(Ask, frozen=True):

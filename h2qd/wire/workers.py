@@ -12,8 +12,8 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
-from h2qd.wire.messages import Count, KvType, ModelFacts
+from h2qd.wire.limits import LOGPROBS_MAX, TEXTS_MAX, WORKER_FRAME_BYTES_MAX
+from h2qd.wire.messages import Count, KvType, ModelFacts, Overflow
 
 _HEAD = struct.Struct("!I")
 
@@ -22,6 +22,11 @@ Ms = Annotated[float, Meta(ge=0, le=1e12)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Word = Annotated[str, Meta(max_length=64)]
 Reason = Annotated[str, Meta(max_length=16384)]
+Piece = Annotated[str, Meta(max_length=4096)]
+Logarithm = Annotated[float, Meta(ge=-1e12, le=0)]
+
+DIMENSIONS_MAX = 65536
+"""Of a vector that a text is turned into."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, forbid_unknown_fields=True):
@@ -75,6 +80,9 @@ class LoadModel(_Message, frozen=True):
     engine can use one.
     `verified`: the file's (device, inode, size, mtime_ns) when its header was last checked, else empty:
     unless it still matches, the header is checked again before native code sees the file.
+    `batch` tokens are computed at once at most, and the logits of `outputs` of them: both are in the memory plan.
+    `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
+    file's, so that no other model's cache is restored.
     """
 
     backend: str
@@ -85,10 +93,15 @@ class LoadModel(_Message, frozen=True):
     slots: int = 1
     kv_type: KvType = "f16"
     gpu_layers: int = 0
+    batch: int = 512
+    outputs: int = 1
+    sessions: str = ""
+    sessions_bytes: int = 0
+    sha256: str = ""
 
 
 class ParkModel(_Message, frozen=True):
-    """Free the context and keep the model; answered with Parked. Only an idle worker is asked."""
+    """Save sessions, free the context and keep the model; answered with Parked. Only an idle worker is asked."""
 
 
 class ResumeModel(_Message, frozen=True):
@@ -97,6 +110,8 @@ class ResumeModel(_Message, frozen=True):
     ctx: int
     slots: int = 1
     kv_type: KvType = "f16"
+    batch: int = 512
+    outputs: int = 1
 
 
 class InspectFile(_Message, frozen=True):
@@ -137,10 +152,58 @@ class Generate(_Message, frozen=True):
     turns: list[Turn] | None = None
     stop: list[str] = []
     ignore_eos: bool = False
+    session: str = ""
+    overflow: Overflow = "refuse"
+    logprobs: int | None = None
+    speculate: bool = True
+    priority: int = 1
+
+
+class EmbedTexts(_Message, frozen=True):
+    """Turn each of `texts` into a vector; answered with Embedded or GenerationFailed."""
+
+    request: int
+    texts: list[str]
+    normalize: bool = True
+    truncate: bool = False
+    priority: int = 1
+
+
+class ScoreText(_Message, frozen=True):
+    """How likely `text` is after `context`, see `messages.Score`; answered with Scored or GenerationFailed."""
+
+    request: int
+    text: str
+    context: str = ""
+    window: int | None = None
+    logprobs: bool = False
+    priority: int = 0
+
+
+class TokenizeText(_Message, frozen=True):
+    """The tokens of a text; answered with Tokenized or GenerationFailed."""
+
+    request: int
+    text: str
+    special: bool = False
+    pieces: bool = False
+
+
+class DetokenizeTokens(_Message, frozen=True):
+    """The text of tokens; answered with Detokenized or GenerationFailed."""
+
+    request: int
+    tokens: list[int]
+
+
+class ForgetSession(_Message, frozen=True):
+    """Keep nothing of this session: not in the KV cache, and not when the model goes. Not answered."""
+
+    session: str
 
 
 class CancelGeneration(_Message, frozen=True):
-    """Stop working on `request`; it is answered with a Generated or GenerationFailed all the same."""
+    """Stop working on `request`; it is answered all the same: cancelled, failed, or with what was done by then."""
 
     request: int
 
@@ -152,7 +215,9 @@ class Ping(_Message, frozen=True):
 
 
 class StopWorker(_Message, frozen=True):
-    """Free everything and exit with status 0."""
+    """Exit with status 0. `save`: when idle, after saving sessions; what was saved is told."""
+
+    save: bool = False
 
 
 # --- worker -> supervisor ----------------------------------------------------------------------------
@@ -199,16 +264,34 @@ class Prefilling(_Message, frozen=True):
     total: Count
 
 
+class LikelyToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A token, the text it reads as alone, and the natural logarithm of its probability."""
+
+    token: Count
+    text: Piece
+    logprob: Logarithm
+
+
+class ChosenToken(LikelyToken, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A token that came, and the likeliest at its place."""
+
+    top: Annotated[list[LikelyToken], Meta(max_length=LOGPROBS_MAX)] = []
+
+
 class Text(_Message, frozen=True):
-    """More of the answer: whole characters, of `tokens` tokens."""
+    """More of the answer: whole characters, of `tokens` tokens; `logprobs` of those, where they were asked for."""
 
     request: Count
     text: str
     tokens: Count
+    logprobs: list[ChosenToken] = []
 
 
 class Generated(_Message, frozen=True):
-    """The answer is complete. `finish`: stop, stop_string, length or cancelled. Times in ms."""
+    """The answer is complete. `finish`: stop, stop_string, length or cancelled. Times in ms.
+
+    `prompt_tokens` are those computed or cached, without the `truncated_tokens`.
+    """
 
     request: Count
     finish: Word
@@ -218,6 +301,57 @@ class Generated(_Message, frozen=True):
     prefill_ms: Ms
     first_token_ms: Ms
     decode_ms: Ms
+    truncated_tokens: Count = 0
+    drafted_tokens: Count = 0
+    accepted_tokens: Count = 0
+
+
+class Embedded(_Message, frozen=True):
+    """A vector of finite numbers for each text. `pooling`: mean, cls or last."""
+
+    request: Count
+    vectors: Annotated[list[Annotated[list[float], Meta(max_length=DIMENSIONS_MAX)]], Meta(max_length=TEXTS_MAX)]
+    pooling: Word
+    prompt_tokens: Count
+    truncated_tokens: Count
+    compute_ms: Ms
+
+
+class Scored(_Message, frozen=True):
+    """`logprob` is the sum over `tokens`, `squares` the sum of their squares; `windows` 0: one sequence."""
+
+    request: Count
+    tokens: Count
+    logprob: Logarithm
+    squares: Annotated[float, Meta(ge=0)]
+    windows: Count
+    logprobs: list[ChosenToken]
+    compute_ms: Ms
+
+
+class Tokenized(_Message, frozen=True):
+    """The tokens of a text; `pieces` where they were asked for."""
+
+    request: Count
+    tokens: list[Count]
+    pieces: list[Piece] = []
+
+
+class Detokenized(_Message, frozen=True):
+    """The text of tokens."""
+
+    request: Count
+    text: str
+
+
+class SessionsSaved(_Message, frozen=True):
+    """So many sessions were written, or could not be (`failed`, `why` says it of one)."""
+
+    saved: Count
+    failed: Count
+    size_bytes: Count
+    took_ms: Ms
+    why: Reason = ""
 
 
 class GenerationFailed(_Message, frozen=True):
@@ -238,11 +372,27 @@ class Pong(_Message, frozen=True):
 
 ToZygote: TypeAlias = Fork
 FromZygote: TypeAlias = ZygoteReady | Forked | Reaped
+Task: TypeAlias = Generate | EmbedTexts | ScoreText | TokenizeText | DetokenizeTokens
+"""What is done with a resident model, for one request."""
+
+Result: TypeAlias = Generated | Embedded | Scored | Tokenized | Detokenized
+"""How a task ends, unless it fails."""
+
 ToWorker: TypeAlias = (
-    LoadModel | ParkModel | ResumeModel | InspectFile | Generate | CancelGeneration | Ping | StopWorker
+    LoadModel | ParkModel | ResumeModel | InspectFile | Task | ForgetSession | CancelGeneration | Ping | StopWorker
 )
 FromWorker: TypeAlias = (
-    Loading | Loaded | Parked | LoadFailed | Inspected | Prefilling | Text | Generated | GenerationFailed | Pong
+    Loading
+    | Loaded
+    | Parked
+    | LoadFailed
+    | Inspected
+    | Prefilling
+    | Text
+    | Result
+    | GenerationFailed
+    | SessionsSaved
+    | Pong
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,19 +1,29 @@
 """The contract between a worker's loop and what generates: one engine per worker process.
 
-The loop calls `load` once, then `submit` and `step`, and `park` and `resume` in turn while the engine is idle, all
-from its main thread; `cancel` comes from the reader thread. An engine grows its `Beat` at every step of real work,
-also inside a long load or prefill: the supervisor tells a slow engine from a hung one by nothing else. Nothing here
-knows of channels or processes.
+The loop calls `load` once, then `submit`, `forget` and `step`, and while the engine is idle `save`, and `park` and
+`resume` in turn, all from its main thread; `cancel` comes from the reader thread. An engine grows its `Beat` at every
+step of real work, also inside a long load or prefill: the supervisor tells a slow engine from a hung one by nothing
+else. Nothing here knows of channels or processes.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from h2qd.wire.codes import CODES
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, ResumeModel, Text
+from h2qd.wire.workers import (
+    GenerationFailed,
+    Loaded,
+    LoadModel,
+    Prefilling,
+    Result,
+    ResumeModel,
+    SessionsSaved,
+    Task,
+    Text,
+)
 
-Said: TypeAlias = Prefilling | Text | Generated | GenerationFailed
-"""What a step may say of a request. `Generated` or `GenerationFailed` comes exactly once, and last."""
+Said: TypeAlias = Prefilling | Text | Result | GenerationFailed
+"""What a step may say of a request. A `Result` or `GenerationFailed` comes exactly once, and last."""
 
 Progress: TypeAlias = Callable[[float], None]
 """Takes how much is done, 0..1; cheap, may be called as often as an engine likes, from the main thread."""
@@ -55,6 +65,18 @@ class Engine(Protocol):
         """
         ...
 
+    def save(self) -> SessionsSaved | None:
+        """Write the sessions that go on in the KV cache to disk, if any is newer there; None: nothing to write.
+
+        Called when idle, before `park` and before a stop. A session that cannot be written is forgotten: that costs
+        its next request a prefill. Raises nothing for that.
+        """
+        ...
+
+    def forget(self, session: str) -> None:
+        """Neither keep nor save this session; unknown ones are ignored. Between two steps."""
+        ...
+
     def park(self) -> None:
         """Free what requests need and keep the model, so that `resume` is fast. Called when idle, not when parked.
 
@@ -69,8 +91,11 @@ class Engine(Protocol):
         """
         ...
 
-    def submit(self, order: Generate) -> None:
+    def submit(self, order: Task) -> None:
         """Take a request; the steps that follow work on it. Must not compute for long.
+
+        There may be as many of a higher priority as there are slots on top of a full engine: those that run at a
+        lower one pause for them.
 
         Raises `EngineError` for a request that it refuses (not_loaded while parked), and goes on with the others.
         """

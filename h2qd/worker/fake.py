@@ -2,7 +2,8 @@
 
 A script is a small JSON file given in place of a model file: it says how long a load takes, what is
 answered, and what goes wrong when. Time, memory, crashes and hangs are real; the text is not.
-Stop strings and sampling are ignored. Only an environment with H2Q_TEST=1 may use it.
+Stop strings, sampling and sessions are ignored, and nothing but text is computed.
+Only an environment with H2Q_TEST=1 may use it.
 """
 
 import ctypes
@@ -17,7 +18,18 @@ from typing import Annotated, BinaryIO, Literal, NoReturn
 import msgspec
 
 from h2qd.wire.messages import ModelFacts
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, Loaded, LoadModel, Prefilling, ResumeModel, Text
+from h2qd.wire.workers import (
+    Generate,
+    Generated,
+    GenerationFailed,
+    Loaded,
+    LoadModel,
+    Prefilling,
+    ResumeModel,
+    SessionsSaved,
+    Task,
+    Text,
+)
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 
 SCRIPT_BYTES_MAX = 64 * 1024
@@ -47,6 +59,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     memory_bytes: _Count = 0
     context_bytes: _Count = 0
     park_ms: _Ms = 0
+    save_ms: _Ms = 0
     resume_ms: _Ms = 0
     resume_fail: tuple[str, str] | None = None
     tokens: list[str] | _Count = 8
@@ -149,6 +162,16 @@ class FakeEngine:
             raise EngineError(*script.load_fail)
         return self._ready(order, start_s)
 
+    def save(self) -> SessionsSaved | None:
+        """Take `save_ms`, and say that a session was saved, if the script says so."""
+        if not self._script.save_ms:
+            return None
+        time.sleep(self._script.save_ms / 1000)
+        return SessionsSaved(1, 0, 0, self._script.save_ms)
+
+    def forget(self, session: str) -> None:
+        """Nothing is kept."""
+
     def park(self) -> None:
         """Let `context_bytes` go, after `park_ms`."""
         time.sleep(self._script.park_ms / 1000)
@@ -169,8 +192,10 @@ class FakeEngine:
         self._ctx = order.ctx // order.slots
         return Loaded(self._ctx, (time.monotonic() - start_s) * 1000)
 
-    def submit(self, order: Generate) -> None:
-        """Queue a request. Raises `EngineError`: not_loaded, context_overflow."""
+    def submit(self, order: Task) -> None:
+        """Queue a request. Raises `EngineError`: not_loaded, unsupported, context_overflow."""
+        if not isinstance(order, Generate):
+            raise EngineError("unsupported", "cannot do this: the script generates text")
         if self._context is None:
             raise EngineError("not_loaded", "cannot generate: the model is parked")
         texts = [order.prompt] if order.prompt is not None else [turn.content for turn in order.turns or []]

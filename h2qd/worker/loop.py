@@ -1,13 +1,14 @@
 """A worker's life: orders in, an engine's answers out. Runs in a forked child; `zygote` calls `serve`.
 
 Two threads. The *reader* takes every message as it comes and answers at once what must not wait for the
-engine: Ping, CancelGeneration, StopWorker, and the end of the channel, which ends the process wherever the
-engine is. The *main* thread takes the other orders in turn and is the only one that works the engine.
+engine: Ping, CancelGeneration, StopWorker unless it is to save first, and the end of the channel, which ends the
+process wherever the engine is. The *main* thread takes the other orders in turn and is the only one that works the
+engine.
 What a message means for memory or policy is the supervisor's business.
 An order to park or resume that comes out of turn (a request runs, nothing is loaded, nothing is parked) goes to the
 log and is otherwise ignored: the supervisor gave it by mistake, and requests must not pay for that.
 
-Invariant: every Generate is answered with exactly one Generated or GenerationFailed, unless the process dies.
+Invariant: every Task is answered with exactly one Result or GenerationFailed, unless the process dies.
 """
 
 import os
@@ -23,9 +24,11 @@ import msgspec
 from h2qd.wire.workers import (
     CancelGeneration,
     ChannelError,
+    DetokenizeTokens,
+    EmbedTexts,
+    ForgetSession,
     FromWorker,
     Generate,
-    Generated,
     GenerationFailed,
     Inspected,
     InspectFile,
@@ -37,9 +40,13 @@ from h2qd.wire.workers import (
     ParkModel,
     Ping,
     Pong,
+    Result,
     ResumeModel,
+    ScoreText,
     StopWorker,
+    Task,
     Text,
+    TokenizeText,
 )
 from h2qd.worker import journal
 from h2qd.worker.channel import Channel
@@ -56,7 +63,7 @@ EXIT_ORPHANED = os.EX_IOERR
 _PROGRESS_S_MIN = 0.05
 """At most this often is progress told."""
 
-_Order: TypeAlias = LoadModel | ParkModel | ResumeModel | InspectFile | Generate
+_Order: TypeAlias = LoadModel | ParkModel | ResumeModel | InspectFile | Task | ForgetSession | StopWorker
 
 
 def serve(sock: socket.socket) -> int:
@@ -91,21 +98,22 @@ class Worker:
             os._exit(EXIT_FAULT)
         os._exit(EXIT_ORPHANED)
 
-    def _notice(self, message: _Order | CancelGeneration | Ping | StopWorker) -> None:
+    def _notice(self, message: _Order | CancelGeneration | Ping) -> None:
         match message:
             case Ping(n):
                 self._say(Pong(n, self._beat.count, self._busy))
             case CancelGeneration(request):
                 if self._requests.give_up(request) and self._engine is not None:
                     self._engine.cancel(request)
-            case StopWorker():
-                if self._engine is not None:
-                    self._engine.stop()
-                os._exit(EXIT_STOPPED)
-            case Generate(request):
-                self._requests.arrived(request)
+            case StopWorker(save=save):
+                if save and not self._busy:
+                    self._orders.put(message)
+                else:
+                    self._exit()
+            case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
+                self._requests.arrived(message.request)
                 self._orders.put(message)
-            case LoadModel() | ParkModel() | ResumeModel() | InspectFile():
+            case LoadModel() | ParkModel() | ResumeModel() | InspectFile() | ForgetSession():
                 self._orders.put(message)
             case _:
                 assert_never(message)
@@ -145,10 +153,28 @@ class Worker:
             case InspectFile(path):
                 self._preparing = True
                 self._done(inspect_file(path, self._progress, self._beat))
-            case Generate():
+            case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._submit(order)
+            case ForgetSession(session):
+                if self._engine is not None:
+                    self._engine.forget(session)
+            case StopWorker():
+                self._save()
+                self._exit()
             case _:
                 assert_never(order)
+
+    def _exit(self) -> NoReturn:
+        if self._engine is not None:
+            self._engine.stop()
+        os._exit(EXIT_STOPPED)
+
+    def _save(self) -> None:
+        """Write what sessions hold, before it is freed."""
+        if self._engine is not None and not self._parked and not self._engine.busy:
+            saved = self._engine.save()
+            if saved is not None:
+                self._say(saved)
 
     def _load(self, order: LoadModel) -> None:
         if self._engine is not None:
@@ -162,6 +188,7 @@ class Worker:
             journal.record("worker.order_ignored", order="park", parked=int(self._parked))
             return
         if not self._parked:
+            self._save()
             self._engine.park()
             self._parked = True
         self._say(Parked())
@@ -180,7 +207,7 @@ class Worker:
         self._preparing = False
         self._say(prepared)
 
-    def _submit(self, order: Generate) -> None:
+    def _submit(self, order: Task) -> None:
         if self._engine is None:
             text = "cannot generate: this worker holds no model"
             self._tell([GenerationFailed(order.request, "not_loaded", text)])
@@ -195,7 +222,7 @@ class Worker:
 
     def _tell(self, said: Sequence[Said]) -> None:
         for message in coalesced(said):
-            if isinstance(message, Generated | GenerationFailed):
+            if isinstance(message, Result | GenerationFailed):
                 self._requests.ended(message.request)
             self._say(message)
 
@@ -268,7 +295,10 @@ def coalesced(said: Iterable[Said]) -> list[Said]:
                 earlier = messages[at]
                 assert isinstance(earlier, Text)  # noqa: S101 - `first` holds the places of texts only
                 messages[at] = msgspec.structs.replace(
-                    earlier, text=earlier.text + message.text, tokens=earlier.tokens + message.tokens
+                    earlier,
+                    text=earlier.text + message.text,
+                    tokens=earlier.tokens + message.tokens,
+                    logprobs=earlier.logprobs + message.logprobs,
                 )
                 continue
         messages.append(message)

@@ -33,7 +33,7 @@ from h2qd.worker.llama import sampler as sampler_module
 from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.context import Piece
 from h2qd.worker.llama.engine import LlamaEngine
-from h2qd.worker.llama.model import BATCH_TOKENS, _trim_heap
+from h2qd.worker.llama.model import _trim_heap
 from h2qd.worker.llama.template import ChatTemplate
 from tests import architectures
 
@@ -332,10 +332,10 @@ def test_logits_after_a_cached_beginning_are_the_same_to_the_bit(engine: LlamaEn
         return cached, context.logits(row).copy()
 
     context.clear(cache)
-    _, fresh = logits(BATCH_TOKENS)
+    _, fresh = logits(512)
     for token in _tokens(engine, " and then they slept"):
         context.decode([Piece(cache, [token], wanted=False)])
-    cached, again = logits(BATCH_TOKENS)
+    cached, again = logits(512)
     assert cached == len(prompt) // context.grid * context.grid
     np.testing.assert_array_equal(again, fresh)
     context.clear(cache)

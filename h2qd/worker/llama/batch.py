@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from h2qd.wire.workers import Generate
 from h2qd.worker.engine import Beat, Said
 from h2qd.worker.llama.context import Cache, Context, DecodeError
-from h2qd.worker.llama.model import BATCH_TOKENS, Model
+from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.pace import Pace
 from h2qd.worker.llama.placement import Candidate, place
 from h2qd.worker.llama.sampler import Chooser
@@ -52,7 +52,7 @@ class Batch:
         self.context = Context(model, self._interrupted)
         self._vocabulary = vocabulary
         self._beat = beat
-        self._pace = Pace(BATCH_TOKENS)
+        self._pace = Pace(model.batch)
         self._places = [_Place(cache) for cache in self.context.caches]
         self._steps = 0
         self._tokens_next = False  # after prompts it is the turn of those who decode
@@ -176,7 +176,7 @@ class Batch:
         budget = self._pace.between_tokens() if beside else grid * max(_PIECE_GRIDS, len(waiting))
         ordered = sorted(waiting, key=lambda slot: slot.served)
         asked = [Waiting(slot.rest, slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]
-        return dict(zip(ordered, shares(asked, min(budget, BATCH_TOKENS), grid), strict=True))
+        return dict(zip(ordered, shares(asked, min(budget, self.context.batch), grid), strict=True))
 
     def _choose(self, slot: Slot, row: int) -> list[Said]:
         try:

@@ -19,13 +19,10 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
-from h2qd.worker.llama.model import BATCH_TOKENS, Model
+from h2qd.worker.llama.model import Model
 
 GRID_TOKENS_CPU = 64
 """ggml's CPU kernels tile attention by 64 rows and matrix products by 4 or 8."""
-
-GRID_TOKENS_GPU = BATCH_TOKENS
-"""Which shapes a GPU's library computes alike is not known, so only full pieces count."""
 
 REUSED_TOKENS_MIN = 16
 """Fewer are no sign that texts belong together: all begin with the same token, chats with the same few."""
@@ -73,7 +70,9 @@ class Context:
     def __init__(self, model: Model, interrupted: Callable[[], bool]) -> None:
         self._context = context = model.context
         self.size: int = native.llama_n_ctx_seq(context)
-        self.grid = GRID_TOKENS_CPU if model.device == "cpu" else GRID_TOKENS_GPU
+        self.batch = model.batch
+        # Which shapes a GPU's library computes alike is not known, so only full pieces count there.
+        self.grid = GRID_TOKENS_CPU if model.device == "cpu" else model.batch
         self.caches = [Cache(sequence) for sequence in range(native.llama_n_seq_max(context))]
         self._memory = native.llama_get_memory(context)
         self._window: int = native.llama_model_n_swa(model.model)
@@ -82,12 +81,12 @@ class Context:
         )
         self._vocabulary: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model.model))
         self._interrupted = native.ggml_abort_callback(lambda _data: interrupted())
-        self._batch = batch = native.llama_batch_init(BATCH_TOKENS, 0, 1)
-        for index in range(BATCH_TOKENS):
+        self._batch = batch = native.llama_batch_init(self.batch, 0, 1)
+        for index in range(self.batch):
             batch.n_seq_id[index] = 1
         # Looked up once: through the structure, each access makes a new pointer.
         self._tokens, self._positions, self._outputs = batch.token, batch.pos, batch.logits
-        self._sequences = [batch.seq_id[index] for index in range(BATCH_TOKENS)]
+        self._sequences = [batch.seq_id[index] for index in range(self.batch)]
 
     def close(self) -> None:
         """Free what this object allocated; not the native context."""
@@ -166,7 +165,7 @@ class Context:
     # --- computing ----------------------------------------------------------------------------------
 
     def decode(self, pieces: Sequence[Piece], *, interruptible: bool = False) -> list[int]:
-        """Compute up to BATCH_TOKENS tokens; for each piece, the row of its last token, to ask `logits` for.
+        """Compute up to `batch` tokens; for each piece, the row of its last token, to ask `logits` for.
 
         `pieces` are of different sequences, in their order: the library computes neighbours together, and of each
         only as many tokens as the shortest piece has; so pieces of one length go best together. Raises `DecodeError`.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llama_cpp import llama_cpp as native
 
-from h2qd.wire.workers import Generate, Loaded, LoadModel, ResumeModel
+from h2qd.wire.workers import Generate, Loaded, LoadModel, ResumeModel, SessionsSaved, Task
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 from h2qd.worker.llama import model
 from h2qd.worker.llama.batch import Batch
@@ -36,6 +36,13 @@ class LlamaEngine:
         self._loaded = _Loaded(model.load(order, progress, self._beat))
         return self._ready(self._loaded, start_s)
 
+    def save(self) -> SessionsSaved | None:
+        """Nothing is kept across loads yet."""
+        return None
+
+    def forget(self, session: str) -> None:
+        """Nothing is kept across loads yet."""
+
     def park(self) -> None:
         """Free the context, keep the model and its vocabulary."""
         loaded = self._loaded
@@ -58,12 +65,14 @@ class LlamaEngine:
         batch = loaded.batch = Batch(loaded.model, loaded.vocabulary, self._beat)
         return Loaded(batch.context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
 
-    def submit(self, order: Generate) -> None:
+    def submit(self, order: Task) -> None:
         """Take a request.
 
         Raises `EngineError`: not_loaded, queue_full, invalid_request, context_overflow, invalid_grammar,
         no_chat_template, invalid_messages.
         """
+        if not isinstance(order, Generate):
+            raise EngineError("unsupported", "cannot do this yet")
         start_s = time.perf_counter()
         loaded = self._loaded
         if loaded is None:

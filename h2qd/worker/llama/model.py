@@ -18,9 +18,6 @@ from h2qd.worker.engine import Beat, EngineError, Progress
 from h2qd.worker.llama import log
 from h2qd.worker.llama.threads import thread_count
 
-BATCH_TOKENS = 512
-"""A piece of a prefill. Larger ones gain little on a CPU, and cost buffers and time to a cancel."""
-
 _LOAD_MODE_MMAP = native.LLAMA_LOAD_MODE_MMAP
 
 _KV_TYPES: dict[str, int] = {
@@ -32,12 +29,17 @@ _KV_TYPES: dict[str, int] = {
 
 @dataclass(slots=True)
 class Model:
-    """A loaded model: the addresses of the native model and context; `context` 0: it has none now."""
+    """A loaded model: the addresses of the native model and context; `context` 0: it has none now.
+
+    The context computes `batch` tokens at once at most, and the logits of `outputs` of them.
+    """
 
     model: int
     context: int
     device: str
     threads: int
+    batch: int = 0
+    outputs: int = 0
 
     def open_context(self, order: LoadModel | ResumeModel) -> None:
         """Make the context of `order`, for a model without one. Raises `EngineError` (load_failed)."""
@@ -46,6 +48,7 @@ class Model:
         if not context:
             raise _no_context(order)
         self.context = context
+        self.batch, self.outputs = order.batch, _outputs(order)
 
     def free_context(self) -> None:
         """Give the context's memory back, to the kernel too; what it points to may not be used after."""
@@ -118,10 +121,10 @@ def _check_kind(model: int) -> None:
 def _context_params(order: LoadModel | ResumeModel, threads: int) -> native.llama_context_params:
     params = native.llama_context_default_params()
     params.n_ctx = order.ctx
-    params.n_batch = params.n_ubatch = BATCH_TOKENS
+    params.n_batch = params.n_ubatch = order.batch
     params.n_seq_max = order.slots
-    # Logits of one token for each slot: left alone, the compute buffer holds a batch of them.
-    params.n_outputs_max = order.slots
+    # Left alone, the compute buffer holds the logits of a whole batch.
+    params.n_outputs_max = _outputs(order)
     # Each slot has cells of its own: what one writes never slows, crowds out or rounds differently another.
     params.kv_unified = False
     params.type_k = params.type_v = _KV_TYPES[order.kv_type]
@@ -132,6 +135,10 @@ def _context_params(order: LoadModel | ResumeModel, threads: int) -> native.llam
     params.swa_full = False  # sliding-window layers keep their window, not the whole context
     params.no_perf = True
     return params
+
+
+def _outputs(order: LoadModel | ResumeModel) -> int:
+    return max(order.outputs, order.slots)  # a token of each slot in any case
 
 
 def _refused_file(order: LoadModel) -> EngineError:

@@ -70,18 +70,18 @@ def test_the_compute_buffers_of_other_shapes() -> None:
             key_length=length,
             value_length=length,
         )
-        assert abs(part(memory_plan(shape, ctx), "compute") / MIB - mib) < 0.02 * mib
+        assert abs(part(memory_plan(shape, ctx, batch=512), "compute") / MIB - mib) < 0.02 * mib
     quarter = ModelShape(
         layers=2, embedding=1024, feed_forward=4096, heads=(16,), kv_heads=(8,), key_length=64, value_length=64
     )
-    assert abs(part(memory_plan(quarter, 512, ubatch=128), "compute") / MIB - 8.13) < 0.1
+    assert abs(part(memory_plan(quarter, 512, batch=128), "compute") / MIB - 8.13) < 0.1
 
 
 def test_a_sliding_layer_keeps_its_window_and_a_batch() -> None:
     sliding = ModelShape(layers=1, kv_heads=(1,), key_length=8, value_length=8, sliding_window=100, sliding=(True,))
     row = 16 * 2
-    assert part(memory_plan(sliding, 100_000), "kv_cache") == 768 * row
-    assert part(memory_plan(sliding, 100_000, ubatch=64), "kv_cache") == 256 * row
+    assert part(memory_plan(sliding, 100_000, batch=512), "kv_cache") == 768 * row
+    assert part(memory_plan(sliding, 100_000, batch=64), "kv_cache") == 256 * row
     assert part(memory_plan(sliding, 256), "kv_cache") == 256 * row
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_kind_of_cache_has_no_plan() -> None:
 def test_a_recurrent_layer_computes_with_its_own_width() -> None:
     # Reserved by llama.cpp for a made-up mamba of two layers: 26.17 MiB.
     mamba = ModelShape(layers=2, embedding=1024, recurrent_width=2048)
-    assert abs(part(memory_plan(mamba, 1024), "compute") / MIB - 26.17) < 0.02 * 26.17
+    assert abs(part(memory_plan(mamba, 1024, batch=512), "compute") / MIB - 26.17) < 0.02 * 26.17
 
 
 def test_a_vocabulary_costs_by_entry_and_by_merge() -> None:
@@ -152,11 +152,9 @@ shapes = st.builds(
 
 
 @settings(max_examples=100, deadline=None)
-@given(shapes, odd, few, odd, odd, st.sampled_from(sorted(KV_TYPES)))
-def test_no_shape_breaks_the_plan(
-    shape: ModelShape, ctx: int, slots: int, batch: int, ubatch: int, kv_type: str
-) -> None:
-    plan = memory_plan(shape, ctx, slots, kv_type, batch, ubatch)
+@given(shapes, odd, few, odd, st.sampled_from(sorted(KV_TYPES)))
+def test_no_shape_breaks_the_plan(shape: ModelShape, ctx: int, slots: int, batch: int, kv_type: str) -> None:
+    plan = memory_plan(shape, ctx, slots, kv_type, batch)
     assert plan.ctx == ctx
     assert all(size >= 0 for _, size in plan.parts)
     assert plan.total_bytes == sum(size for _, size in plan.parts)
