@@ -14,6 +14,7 @@ from itertools import count
 from h2qd.core.records import Fault
 from h2qd.gguf.reader import identity
 from h2qd.logs import get_logger
+from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.registry import Manifest, Registry
@@ -25,12 +26,8 @@ _JOB_NUMBERS = 2**40
 """Job workers are numbered from here, the core's workers from 1."""
 
 
-class ImportFault(Exception):  # noqa: N818 - it carries a Fault
-    """An import that failed, with what its client hears."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
+class ImportFault(Refusal):
+    """An import that failed."""
 
 
 class Imports:

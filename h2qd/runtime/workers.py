@@ -49,6 +49,7 @@ class Patience:
     load_s: float = 600.0
     stall_s: float = 60.0
     stop_grace_s: float = 5.0
+    save_s: float = 30.0
     ping_s: float = 2.0
     nice: int = 0
     oom_score_adj: int = 900
@@ -88,6 +89,7 @@ class Worker:
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._told_to_go = False
+        self._saves = False
         self._rung = 0
         self._fault: Fault | None = None
         self._pings = 0
@@ -158,9 +160,10 @@ class Worker:
         return self._container.limit_bytes if self._container is not None else None
 
     def park(self, order: ParkModel) -> None:
-        """Have it free its context, in the time that it would have to stop."""
+        """Have it save its sessions and free its context, in the time that it would have to stop."""
         self._channel.send(order)
-        self._limit(self._patience.stop_grace_s, f"did not park within {self._patience.stop_grace_s:g} s")
+        grace_s = self._patience.stop_grace_s + self._patience.save_s
+        self._limit(grace_s, f"did not park within {grace_s:g} s")
 
     def resume(self, order: ResumeModel, planned_bytes: int) -> None:
         """Have it make a context again; that is timed as a load."""
@@ -219,12 +222,13 @@ class Worker:
 
     # --- the kill ladder ------------------------------------------------------------------------
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Have the worker go. `at_once` begins with SIGKILL."""
+    def stop(self, *, at_once: bool = False, save: bool = False) -> None:
+        """Have the worker go. `at_once` begins with SIGKILL. `save`: it writes its sessions first."""
         if self._gone:
             return
         if self._fault is None:
             self._told_to_go = True
+        self._saves = save
         if at_once:
             self._rung = 3
             self._climb()
@@ -235,11 +239,13 @@ class Worker:
     def _climb(self) -> None:
         """Stand on the current rung, and go on to the next after a while."""
         self._cancel_timers()
+        grace_s = self._patience.stop_grace_s
         if self._rung == 1:
-            self._channel.send(StopWorker())
+            self._channel.send(StopWorker(self._saves))
+            grace_s += self._patience.save_s if self._saves else 0.0
         elif self.pid is not None:
             self._kill(signal.SIGTERM if self._rung == 2 else signal.SIGKILL)
-        self._timer = self._loop.call_later(self._patience.stop_grace_s, self._next_rung)
+        self._timer = self._loop.call_later(grace_s, self._next_rung)
 
     def _next_rung(self) -> None:
         if self._rung == 3:
