@@ -359,7 +359,7 @@ def _patience(config: Config) -> Patience:
         load_s=worker.load_timeout_s,
         stall_s=worker.stall_timeout_s,
         stop_grace_s=worker.stop_grace_s,
-        save_s=config.sessions.save_timeout_s if config.sessions.disk_quota_bytes else 0.0,
+        save_s=config.sessions.save_timeout_s,
         ping_s=worker.ping_interval_s,
         nice=worker.nice,
         oom_score_adj=worker.oom_score_adj,

@@ -34,6 +34,7 @@ from h2qd.wire.workers import (
     Ping,
     Pong,
     ResumeModel,
+    SavingSessions,
     StopWorker,
     from_worker,
 )
@@ -89,7 +90,7 @@ class Worker:
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._told_to_go = False
-        self._saves = False
+        self._saves = False  # it was told to, and has not begun yet
         self._rung = 0
         self._fault: Fault | None = None
         self._pings = 0
@@ -161,9 +162,9 @@ class Worker:
 
     def park(self, order: ParkModel) -> None:
         """Have it save its sessions and free its context, in the time that it would have to stop."""
+        self._saves = True
         self._channel.send(order)
-        grace_s = self._patience.stop_grace_s + self._patience.save_s
-        self._limit(grace_s, f"did not park within {grace_s:g} s")
+        self._limit(self._patience.stop_grace_s, f"did not park within {self._patience.stop_grace_s:g} s")
 
     def resume(self, order: ResumeModel, planned_bytes: int) -> None:
         """Have it make a context again; that is timed as a load."""
@@ -186,8 +187,21 @@ class Worker:
             code = message.code if message.code in CODES else "load_failed"
             self._fault = Fault(code, shown(message.message, 1000))
             self._limit(self._patience.stop_grace_s, "did not go after its load had failed")
+        elif isinstance(message, SavingSessions):
+            self._saving()
         else:
             self._on_message(message)
+
+    def _saving(self) -> None:
+        """Before it stops or parks it writes its sessions, which takes the time of a disk; once."""
+        if not self._saves:
+            return
+        self._saves = False
+        if self._rung == 1:
+            self._cancel_limit()
+            self._timer = self._loop.call_later(self._patience.save_s, self._next_rung)
+        elif self._rung == 0:
+            self._limit(self._patience.save_s, f"did not save its sessions within {self._patience.save_s:g} s")
 
     def _channel_closed(self, why: str) -> None:
         """The worker closed its end, or broke the protocol: either way it is of no more use."""
@@ -239,13 +253,11 @@ class Worker:
     def _climb(self) -> None:
         """Stand on the current rung, and go on to the next after a while."""
         self._cancel_timers()
-        grace_s = self._patience.stop_grace_s
         if self._rung == 1:
             self._channel.send(StopWorker(self._saves))
-            grace_s += self._patience.save_s if self._saves else 0.0
         elif self.pid is not None:
             self._kill(signal.SIGTERM if self._rung == 2 else signal.SIGKILL)
-        self._timer = self._loop.call_later(grace_s, self._next_rung)
+        self._timer = self._loop.call_later(self._patience.stop_grace_s, self._next_rung)
 
     def _next_rung(self) -> None:
         if self._rung == 3:

@@ -215,7 +215,7 @@ class Ping(_Message, frozen=True):
 
 
 class StopWorker(_Message, frozen=True):
-    """Exit with status 0. `save`: when idle, after saving sessions; what was saved is told."""
+    """Exit with status 0. `save`: when idle, after saving sessions, which is told before and after."""
 
     save: bool = False
 
@@ -344,6 +344,12 @@ class Detokenized(_Message, frozen=True):
     text: str
 
 
+class SavingSessions(_Message, frozen=True):
+    """Before a model's context goes, so many sessions are written: that takes its time."""
+
+    sessions: Count
+
+
 class SessionsSaved(_Message, frozen=True):
     """So many sessions were written, or could not be (`failed`, `why` says it of one)."""
 
@@ -391,6 +397,7 @@ FromWorker: TypeAlias = (
     | Text
     | Result
     | GenerationFailed
+    | SavingSessions
     | SessionsSaved
     | Pong
 )

@@ -42,6 +42,7 @@ from h2qd.wire.workers import (
     Pong,
     Result,
     ResumeModel,
+    SavingSessions,
     ScoreText,
     StopWorker,
     Task,
@@ -171,10 +172,10 @@ class Worker:
 
     def _save(self) -> None:
         """Write what sessions hold, before it is freed."""
-        if self._engine is not None and not self._parked and not self._engine.busy:
-            saved = self._engine.save()
-            if saved is not None:
-                self._say(saved)
+        engine = self._engine
+        if engine is not None and not self._parked and not engine.busy and engine.unsaved:
+            self._say(SavingSessions(engine.unsaved))
+            self._say(engine.save())
 
     def _load(self, order: LoadModel) -> None:
         if self._engine is not None:
