@@ -7,13 +7,13 @@ hostile files, so the supervisor bounds and validates what it says like any othe
 
 import struct
 from collections.abc import Iterator
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from h2qd.wire.limits import LOGPROBS_MAX, TEXTS_MAX, WORKER_FRAME_BYTES_MAX
-from h2qd.wire.messages import Count, KvType, ModelFacts, Overflow
+from h2qd.wire.messages import Count, KvType, Label, ModelFacts, Overflow
 
 _HEAD = struct.Struct("!I")
 
@@ -24,6 +24,9 @@ Word = Annotated[str, Meta(max_length=64)]
 Reason = Annotated[str, Meta(max_length=16384)]
 Piece = Annotated[str, Meta(max_length=4096)]
 Logarithm = Annotated[float, Meta(ge=-1e12, le=0)]
+
+REMOTE_MODELS_MAX = 10_000
+"""Models of one server."""
 
 DIMENSIONS_MAX = 65536
 """Of a vector that a text is turned into."""
@@ -73,6 +76,32 @@ class Reaped(_Message, frozen=True):
 # --- supervisor -> worker ----------------------------------------------------------------------------
 
 
+class RemoteTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A server that runs models, and how to speak to it. `kind`: ollama or openai. Times in seconds.
+
+    The key is never in a message: `key_env` names a variable of this process's environment, `key_credential` a file
+    in $CREDENTIALS_DIRECTORY. `rate_per_min` 0: not limited. `shares_memory`: whether what it loads takes this
+    device's memory; auto: it does when its address is this device's. `private_addresses`: link-local and metadata
+    addresses may be spoken to.
+    """
+
+    kind: Literal["ollama", "openai"]
+    url: str
+    key_env: str = ""
+    key_credential: str = ""
+    connect_s: float = 5.0
+    read_s: float = 120.0
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    verify: bool = True
+    proxy: str = ""
+    concurrency: int = 4
+    rate_per_min: int = 0
+    shares_memory: Literal["true", "auto", "false"] = "auto"
+    private_addresses: bool = False
+
+
 class LoadModel(_Message, frozen=True):
     """Load `path` with a context of `ctx` tokens for `slots` sequences. `threads` 0: as many as this process may use.
 
@@ -82,7 +111,7 @@ class LoadModel(_Message, frozen=True):
     unless it still matches, the header is checked again before native code sees the file.
     `batch` tokens are computed at once at most, and the logits of `outputs` of them: both are in the memory plan.
     `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
-    file's, so that no other model's cache is restored.
+    file's, so that no other model's cache is restored. With `remote`, `path` is the model's name at that server.
     """
 
     backend: str
@@ -98,6 +127,13 @@ class LoadModel(_Message, frozen=True):
     sessions: str = ""
     sessions_bytes: int = 0
     sha256: str = ""
+    remote: RemoteTarget | None = None
+
+
+class ListModels(_Message, frozen=True):
+    """Which models a server has; answered with Listed, or LoadFailed and the worker's exit."""
+
+    remote: RemoteTarget
 
 
 class ParkModel(_Message, frozen=True):
@@ -230,11 +266,44 @@ class Loading(_Message, frozen=True):
 
 
 class Loaded(_Message, frozen=True):
-    """The model is ready. `ctx`: what one request may use; `load_ms` counts from LoadModel or ResumeModel."""
+    """The model is ready. `ctx`: what one request may use; `load_ms` counts from LoadModel or ResumeModel.
+
+    `elsewhere_bytes`: this device's memory that another process holds for it, such as a server on this device.
+    """
 
     ctx: Count
     load_ms: Ms
     device: Word = "cpu"
+    elsewhere_bytes: Count = 0
+
+
+class HeldElsewhere(_Message, frozen=True):
+    """What another process holds of this device's memory for the model has changed; 0 before exit proves that it went.
+
+    `foreign_bytes`: what that process holds for models that are not ours.
+    """
+
+    elsewhere_bytes: Count
+    foreign_bytes: Count = 0
+
+
+class RemoteModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that a server has. `size_bytes` and `context_length` are 0 where it does not say."""
+
+    name: Label
+    size_bytes: Count = 0
+    context_length: Count = 0
+    family: Label = ""
+    quantization: Label = ""
+    parameters: Count = 0
+    embeds: bool = False
+
+
+class Listed(_Message, frozen=True):
+    """What a ListModels found; `version` is the server's own word."""
+
+    models: Annotated[list[RemoteModel], Meta(max_length=REMOTE_MODELS_MAX)]
+    version: Word = ""
 
 
 class Parked(_Message, frozen=True):
@@ -385,11 +454,22 @@ Result: TypeAlias = Generated | Embedded | Scored | Tokenized | Detokenized
 """How a task ends, unless it fails."""
 
 ToWorker: TypeAlias = (
-    LoadModel | ParkModel | ResumeModel | InspectFile | Task | ForgetSession | CancelGeneration | Ping | StopWorker
+    LoadModel
+    | ParkModel
+    | ResumeModel
+    | InspectFile
+    | ListModels
+    | Task
+    | ForgetSession
+    | CancelGeneration
+    | Ping
+    | StopWorker
 )
 FromWorker: TypeAlias = (
     Loading
     | Loaded
+    | HeldElsewhere
+    | Listed
     | Parked
     | LoadFailed
     | Inspected
