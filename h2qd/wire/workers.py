@@ -136,6 +136,13 @@ class ListModels(_Message, frozen=True):
     remote: RemoteTarget
 
 
+class PullModel(_Message, frozen=True):
+    """Have a server fetch a model; answered with Loading as it goes on, then with Listed, or LoadFailed and the end."""
+
+    remote: RemoteTarget
+    model: str
+
+
 class ParkModel(_Message, frozen=True):
     """Save sessions, free the context and keep the model; answered with Parked. Only an idle worker is asked."""
 
@@ -278,7 +285,7 @@ class Loaded(_Message, frozen=True):
 
 
 class HeldElsewhere(_Message, frozen=True):
-    """What another process holds of this device's memory for the model has changed; 0 before exit proves that it went.
+    """What another process holds of this device's memory for the model has changed; 0: it is proved that it went.
 
     `foreign_bytes`: what that process holds for models that are not ours.
     """
@@ -459,6 +466,7 @@ ToWorker: TypeAlias = (
     | ResumeModel
     | InspectFile
     | ListModels
+    | PullModel
     | Task
     | ForgetSession
     | CancelGeneration

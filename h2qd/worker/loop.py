@@ -32,6 +32,7 @@ from h2qd.wire.workers import (
     GenerationFailed,
     Inspected,
     InspectFile,
+    ListModels,
     Loaded,
     LoadFailed,
     Loading,
@@ -40,6 +41,7 @@ from h2qd.wire.workers import (
     ParkModel,
     Ping,
     Pong,
+    PullModel,
     Result,
     ResumeModel,
     SavingSessions,
@@ -64,7 +66,9 @@ EXIT_ORPHANED = os.EX_IOERR
 _PROGRESS_S_MIN = 0.05
 """At most this often is progress told."""
 
-_Order: TypeAlias = LoadModel | ParkModel | ResumeModel | InspectFile | Task | ForgetSession | StopWorker
+_Order: TypeAlias = (
+    LoadModel | ParkModel | ResumeModel | InspectFile | ListModels | PullModel | Task | ForgetSession | StopWorker
+)
 
 
 def serve(sock: socket.socket) -> int:
@@ -114,7 +118,15 @@ class Worker:
             case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._requests.arrived(message.request)
                 self._orders.put(message)
-            case LoadModel() | ParkModel() | ResumeModel() | InspectFile() | ForgetSession():
+            case (
+                LoadModel()
+                | ParkModel()
+                | ResumeModel()
+                | InspectFile()
+                | ListModels()
+                | PullModel()
+                | ForgetSession()
+            ):
                 self._orders.put(message)
             case _:
                 assert_never(message)
@@ -154,6 +166,8 @@ class Worker:
             case InspectFile(path):
                 self._preparing = True
                 self._done(inspect_file(path, self._progress, self._beat))
+            case ListModels() | PullModel():
+                raise EngineError("load_failed", "this build speaks to no servers yet")
             case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._submit(order)
             case ForgetSession(session):
