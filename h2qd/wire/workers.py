@@ -137,7 +137,7 @@ class ListModels(_Message, frozen=True):
 
 
 class PullModel(_Message, frozen=True):
-    """Have a server fetch a model; answered with Loading as it goes on, then with Listed, or LoadFailed and the end."""
+    """Have a server fetch a model; answered with Loading as it goes on, then Listed; or LoadFailed and the exit."""
 
     remote: RemoteTarget
     model: str
