@@ -2,8 +2,8 @@
 
 `python -m tests.bench.batch_process engine|steady|raw MODEL CTX SLOTS`. Loads, says so, then takes orders on standard
 input, each a line of JSON, and answers each with a line: `rate` runs its prompts at once, `gaps` one stream, and a
-long prompt beside it. The raw loop is `llama_decode` and numpy's argmax on one batch, all streams in step. As `steady`
-the engine keeps the number of its threads, whatever else the device does.
+long prompt beside it. The raw loop is `llama_decode` and numpy's argmax on one batch, all streams in step. As
+`steady` the engine keeps the number of its threads, whatever else the device does.
 """
 
 import json

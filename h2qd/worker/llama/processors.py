@@ -1,7 +1,7 @@
 """What the kernel counts about this process and the CPUs that it may use, as `neighbour` wants it.
 
-Reads, decides nothing; takes about 50 microseconds with two threads. Called by `crew`. Invariant: where the kernel does
-not count, or not as expected, the answer is None.
+Reads, decides nothing; takes about 50 microseconds with two threads. Called by `crew`. Invariant: where the kernel
+does not count, or not as expected, the answer is None.
 """
 
 import contextlib
