@@ -235,7 +235,11 @@ def served(server: str | None, model: Path, slots: int = SLOTS) -> Iterator[_Ser
         yield _Server(port)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()  # it may take longer to notice beside busy processes
+            process.wait()
 
 
 def _healthy(port: int) -> bool:
