@@ -155,7 +155,9 @@ class Worker(Section, frozen=True):
     cancel_grace_s: Annotated[
         float, Key("time a cancelled request has to end before its worker is killed", Duration(_SHORTEST_S, 600.0))
     ] = 5.0
-    threads: Annotated[int, Key("threads of an engine; 0: as many as there are cores for it", Whole(0, 1024))] = 0
+    threads: Annotated[
+        int, Key("threads of an engine; 0: as many as find a core that nothing else keeps busy", Whole(0, 1024))
+    ] = 0
     nice: Annotated[int, Key("scheduling priority; larger yields more", Whole(-20, 19))] = 0
     oom_score_adj: Annotated[
         int, Key("how readily the kernel kills a worker when memory runs out", Whole(0, 1000))
