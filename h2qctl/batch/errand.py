@@ -79,7 +79,7 @@ def run(client: Client, args: argparse.Namespace, out: Output) -> int:
 
 def lines(summary: Summary) -> Iterator[str]:
     """How it went, and how to go on when not all went well."""
-    yield f"{summary.lines} lines: {summary.ok} ok, {summary.failed} failed"
+    yield f"{text.several(summary.lines, 'line')}: {summary.ok} ok, {summary.failed} failed"
     seconds = max(summary.total_ms / 1000, 1e-3)
     speed = f"{summary.tokens / seconds:.1f} tokens/s"
     yield f"{summary.new} of them in this run, in {text.duration(summary.total_ms)}, {speed}"

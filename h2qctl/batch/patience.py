@@ -71,9 +71,8 @@ class Gate:
                     raise
                 last = error.message
             if monotonic() + pause_s > until:
-                self._gone = AwayError(
-                    "unreachable", f"the daemon did not come back within {self._wait_s:g} s: {last}"
-                )
+                text = f"cannot go on: the daemon did not come back within {self._wait_s:g} s: {last}"
+                self._gone = AwayError("unreachable", text, "start the daemon; the same command then goes on")
                 raise self._gone
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LOOK_S_MAX)

@@ -125,7 +125,7 @@ class Source:
                 text = f"cannot tell which model line {number} is for: it names none, and none is active"
                 raise H2qError("no_active_model", text, "h2qctl batch --model MODEL, or h2qctl load MODEL")
             found.setdefault(name, array("Q")).append(number)
-        held = {name: rank for rank, name in enumerate([active, *resident])}
+        held = {name: rank for rank, name in enumerate(dict.fromkeys([active, *resident]))}
         ranked = sorted(found, key=lambda name: held.get(name, len(held)))
         first = [Group(None, unreadable)] if unreadable else []
         return first + [Group(name, found[name]) for name in ranked]

@@ -63,8 +63,10 @@ class _Talk:
         said = [message for message in before if message.role == "system"]
         self._start = [ChatMessage("system", args.system)] if args.system else said
         self._messages = self._start + [message for message in before if message.role != "system"]
-        if kept is not None:
-            self._model = self._model or kept.model
+        if kept is None:
+            return
+        self._model = self._model or kept.model
+        if not out.json:
             with_whom = f" with {shown(self._model)}" if self._model else ""
             out.note(f"{self._session}: goes on after {text.several(kept.turns, 'turn')}{with_whom}")
 

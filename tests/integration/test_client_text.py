@@ -163,6 +163,12 @@ def test_a_conversation_goes_on_where_it_was(daemon: ScriptedDaemon, kept: Path)
     assert other.stderr == "trip: goes on after 2 turns with qwen3\n"
     asked[0] = daemon.heard("infer.chat").body
     assert (contents(asked[0])[:2], asked[0].model) == (["Be long.", "one"], "qwen3")
+    quiet = tool(daemon.path, "chat", "--session", "trip", "--json", stdin="four")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert contents(daemon.heard("infer.chat").body)[-1] == "four"
+    found = turns.read("trip")
+    assert found is not None
+    assert (found.turns, found.messages[-1]) == (4, m.ChatMessage("assistant", "a b c"))
 
 
 def test_a_conversation_on_a_terminal_is_kept_turn_by_turn(daemon: ScriptedDaemon) -> None:
