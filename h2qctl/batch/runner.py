@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from h2qctl.aio import AsyncClient
 from h2qctl.batch import jobs, patience
 from h2qctl.batch.board import Board
+from h2qctl.batch.company import CRASHES, CRASHES_MAX, Company
 from h2qctl.batch.jobs import BadLineError, Job
 from h2qctl.batch.journal import Journal
 from h2qctl.batch.source import Group, Source
@@ -59,6 +60,7 @@ class Runner:
         self._settings = settings
         self._board = board
         self._gate = patience.Gate(client, settings.wait_s)
+        self._company = Company()
         self._unusable: H2qError | None = None
         self._sessions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -122,6 +124,7 @@ class Runner:
 
     async def _answer(self, job: Job, model: str | None) -> m.Answer | m.Embeddings:
         """The daemon's answer, after as many attempts as it takes and may take. Raises `H2qError`."""
+        crashes = 0
         for attempt in count(1):
             if self._gate.shut:
                 self._board.waiting(away=True)
@@ -129,10 +132,12 @@ class Runner:
                 self._board.waiting(away=False)
             began_s = monotonic()
             try:
-                return await self._ask(job, model)
+                async with self._company.entered(alone=crashes > 0):
+                    return await self._ask(job, model)
             except H2qError as error:
+                crashes += error.code in CRASHES
                 late = error.code == "timeout" and monotonic() - began_s >= (self._settings.each_s or math.inf)
-                if not error.retryable or late or attempt > self._settings.retries:
+                if not error.retryable or late or attempt > self._settings.retries or crashes == CRASHES_MAX:
                     raise
                 if patience.away(error):
                     self._gate.shut = True

@@ -285,6 +285,32 @@ def test_a_model_that_cannot_be_used_is_asked_once(daemon: ScriptedDaemon, tmp_p
     assert {row["error"]["code"] for row in rows(tmp_path / "out") if not row["ok"]} == {"no_fit"}
 
 
+def test_a_line_that_brings_its_model_down_is_found_and_takes_no_other_with_it(
+    daemon: ScriptedDaemon, tmp_path: Path
+) -> None:
+    """The first time it dies with three others; then each of the four is asked alone."""
+    waiting: list[Asked] = []
+    beside: list[int] = []
+
+    def handler(asked: Asked) -> None:
+        waiting.append(asked)
+        if asked.body.prompt == "poison":
+            beside.append(len(waiting) - 1)
+            while waiting:
+                waiting.pop().error("worker_crashed", retryable=True)
+        elif beside:
+            assert waiting == [asked]
+            waiting.pop().reply(answer(asked.body.prompt))
+
+    daemon.on["infer.text"] = handler
+    words = ["one", "two", "three", "poison", "four", "five"]
+    source = lines(tmp_path / "in", *({"id": word, "prompt": word} for word in words))
+    ran = tool(daemon.path, "batch", source, "-o", str(tmp_path / "out"), "--concurrency", "4")
+    assert ran.stdout.startswith("6 lines: 5 ok, 1 failed\n")
+    assert beside == [3, 0, 0]
+    assert [row["id"] for row in rows(tmp_path / "out") if not row["ok"]] == ["poison"]
+
+
 def test_as_many_at_once_as_the_model_has_slots_and_a_session_in_turn(daemon: ScriptedDaemon, tmp_path: Path) -> None:
     daemon.on["model.plan"] = lambda asked: asked.reply(msgspec.structs.replace(SAMPLES[m.Plan], slots=3))
     waiting: list[Asked] = []
