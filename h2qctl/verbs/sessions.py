@@ -1,6 +1,7 @@
 """`h2qctl sessions`: the KV caches that the daemon keeps, and the turns that this tool keeps, by conversation."""
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -54,18 +55,22 @@ def outcome(removed: m.SessionRemoved, *, here: bool) -> list[str]:
 
 
 def lines(kept: m.Sessions, here: list[turns.Found], *, wide: bool, width: int | None) -> Iterator[str]:
-    """A row for each model's cache, and for each conversation known only here; then the quota."""
-    own = {one.session: one for one in here}
+    """A row for each model's cache, and for each conversation known only here; then the quota.
+
+    An admin sees the caches of others too: the turns of a conversation of the same name here are not theirs.
+    """
+    own = {(one.session, os.getuid()): one for one in here}
+    cached = {(row.session, row.uid) for row in kept.sessions}
     head = ["SESSION", "MODEL", "TOKENS", "SIZE", "AGE", "TURNS"] + (["UID"] if wide else [])
     rows = []
     for row in kept.sessions:
         cells: list[object] = [row.session, row.model, row.tokens, text.size(row.size_bytes)]
-        cells += [_age(row.used_at_ms / 1000), _turns(own.get(row.session))]
+        cells += [_age(row.used_at_ms / 1000), _turns(own.get((row.session, row.uid)))]
         rows.append(cells + ([row.uid] if wide else []))
-    for one in here:
-        if not any(row.session == one.session for row in kept.sessions):
-            cells = [one.session, one.kept.model if one.kept else None, None, None, _age(one.used_at_s), _turns(one)]
-            rows.append(cells + ([None] if wide else []))
+    for (session, uid), one in own.items():
+        if (session, uid) not in cached:
+            cells = [session, one.kept.model if one.kept else None, None, None, _age(one.used_at_s), _turns(one)]
+            rows.append(cells + ([uid] if wide else []))
     yield from table(head, rows, width)
     yield ""
     yield f"{text.size(kept.used_bytes)} of {text.size(kept.quota_bytes)} used"

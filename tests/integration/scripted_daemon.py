@@ -4,6 +4,7 @@ Each operation has a canned answer (`SAMPLES`) until a test sets `daemon.on[op]`
 and stop on a cancel, as the protocol asks. `daemon.heard(op)` waits for a request and returns it.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -105,7 +106,7 @@ SAMPLES: dict[type[m.Say], m.Say] = {
         m.Scored("r7", "gemma3", 2, -1.5, 2.117, 0.25, 0, LOGPROBS, 0.5, 10, 11),
         m.Tokens("gemma3", [14014, 3324], ["Once", " upon"]),
         m.Detokenized("gemma3", "Once upon"),
-        m.Sessions([m.SessionRow("trip", "gemma3", 300, 3 << 20, 1_700_000_000_000, 1000)], 3 << 20, GIB),
+        m.Sessions([m.SessionRow("trip", "gemma3", 300, 3 << 20, 1_700_000_000_000, os.getuid())], 3 << 20, GIB),
         m.SessionRemoved("trip", 1, 3 << 20),
         m.Cancelled("r7"),
         m.EventsEnd(3),

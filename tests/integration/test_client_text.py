@@ -1,6 +1,7 @@
 """The verbs beside infer and chat that work on text, and the named conversations that the tool keeps."""
 
 import json
+import os
 import re
 import stat
 import time
@@ -230,16 +231,18 @@ def test_a_conversation_that_is_too_long_is_not_kept_and_the_old_state_stays(kep
 
 def test_sessions_known_there_and_here_are_listed_together(daemon: ScriptedDaemon) -> None:
     now_ms = round(time.time() * 1000)
-    rows = [m.SessionRow("trip", "gemma3", 300, 3 << 20, now_ms - 65_000, 1000),
-            m.SessionRow("trip", "qwen3", 20, 1 << 20, now_ms - 3_600_000, 1000)]  # fmt: skip
+    rows = [m.SessionRow("trip", "gemma3", 300, 3 << 20, now_ms - 65_000, os.getuid()),
+            m.SessionRow("trip", "qwen3", 20, 1 << 20, now_ms - 3_600_000, os.getuid()),
+            m.SessionRow("home", "qwen3", 20, 1 << 20, now_ms, os.getuid() + 1)]  # fmt: skip
     daemon.on["sessions.list"] = lambda asked: asked.reply(m.Sessions(rows, 4 << 20, GIB))
     turns.write("trip", "qwen3", [m.ChatMessage("user", "one"), m.ChatMessage("assistant", "two")])
     turns.write("home", "phi", [m.ChatMessage("user", "one")])
     shown = [re.split(" {2,}", line) for line in tool(daemon.path, "sessions").stdout.splitlines()]
     assert shown[0] == ["SESSION", "MODEL", "TOKENS", "SIZE", "AGE", "TURNS"]
-    assert [row[:4] + row[5:] for row in shown[1:4]] == [
+    assert [row[:4] + row[5:] for row in shown[1:5]] == [
         ["trip", "gemma3", "300", "3.0 MiB", "1"],
         ["trip", "qwen3", "20", "1.0 MiB", "1"],
+        ["home", "qwen3", "20", "1.0 MiB", "<none>"],
         ["home", "phi", "<none>", "<none>", "1"],
     ]
     assert shown[-1] == ["4.0 MiB of 1.0 GiB used"]
