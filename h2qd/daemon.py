@@ -28,13 +28,15 @@ from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.errands import Errands
 from h2qd.runtime.heap import Heap
-from h2qd.runtime.imports import ImportFault, Imports
+from h2qd.runtime.imports import Imports
 from h2qd.runtime.meter import rss_bytes
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
 from h2qd.runtime.readings import Gauge
+from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.reports import Reports
 from h2qd.runtime.residents import Engines, Residents
 from h2qd.runtime.saved import SavedSessions
@@ -102,7 +104,8 @@ class Daemon:
             Engines(config.worker.threads, str(folder), config.sessions.disk_quota_bytes),
         )
         self._zygote.on_childless = self._residents.learn_idle
-        self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
+        errands = Errands(self._zygote, patience)
+        self._imports = Imports(errands, registry, self._manifests, self._disk, self._model_registered)
         self._reports = reports = Reports(
             config,
             self._supervisor,
@@ -205,7 +208,7 @@ class Daemon:
             try:
                 await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
                 self._missing.pop(name, None)
-            except ImportFault as error:
+            except Refusal as error:
                 log.error("model.unavailable", model=name, path=model.path, error=str(error))  # noqa: TRY400 - expected
                 self._missing[name] = views.missing_row(name, model.path, str(error))
 

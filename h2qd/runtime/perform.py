@@ -167,7 +167,8 @@ class Performer:
         """Keep with a model what its loads were measured to take."""
         manifest = msgspec.structs.replace(self._manifests[model], lessons=list(lessons))
         self._manifests[model] = manifest
-        self._write(lambda: self._registry.put(manifest))
+        if not manifest.remote:
+            self._write(lambda: self._registry.put(manifest))
 
     def _forget(self, request: int, model: str) -> None:
         """Take a model out of the store; its client hears of it when that is done, or why it is not."""

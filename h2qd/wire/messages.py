@@ -292,7 +292,10 @@ class ModelFacts(Say, frozen=True):
 
 
 class ModelRow(Say, frozen=True):
-    """A registered model. `type`: local. `available` is false, for `reason`, while its file cannot be used."""
+    """A registered model. `type`: local, ollama or openai; `path`: its file, or its name at the server that has it.
+
+    `available` is false, for `reason`, while its file cannot be used, or its server not be asked.
+    """
 
     name: str
     type: str
