@@ -6,6 +6,7 @@ from h2qctl import text
 from h2qctl.output import Output
 
 _BAR_CHARS = 16
+_BAR_CHARS_MIN = 4
 _CLEAR = "\r\x1b[K"
 _LINE_CHARS_MAX = 79
 _LIVE_S = 0.2
@@ -60,7 +61,6 @@ class Board:
     def words(self) -> str:
         """The line: lines done, failed, speeds of this run, time left, and what is at work."""
         elapsed_s = max(self.elapsed_s, 1e-3)
-        share = self.done / self._total if self._total else 1.0
         new = self.done - self._before
         parts = [f"{self.done}/{self._total}"]
         if self.failed:
@@ -70,14 +70,25 @@ class Board:
             parts += [f"{new / elapsed_s:.1f} lines/s", f"{self.tokens / elapsed_s:.1f} tokens/s"]
             parts.append(f"{text.duration(left_ms)} left")
         parts.append("waiting for the daemon" if self._waiting else text.safe(self._model))
-        full = round(share * _BAR_CHARS)
-        bar = f"[{'#' * full}{'.' * (_BAR_CHARS - full)}] " if self._live else ""
-        return bar + "  ".join(parts)
+        return "  ".join(parts)
+
+    def _bar(self, room: int) -> str:
+        """The share that is done, drawn where there is room for it."""
+        chars = min(room - len("[] "), _BAR_CHARS)
+        if chars < _BAR_CHARS_MIN:
+            return ""
+        full = round(chars * self.done / self._total) if self._total else chars
+        return f"[{'#' * full}{'.' * (chars - full)}] "
 
     def _tell(self) -> None:
         self._told = monotonic()
-        if not self._silent:
-            self._write(_CLEAR + self.words()[:_LINE_CHARS_MAX] if self._live else self.words() + "\n")
+        if self._silent:
+            return
+        words = self.words()
+        if self._live:
+            self._write(_CLEAR + (self._bar(_LINE_CHARS_MAX - len(words)) + words)[:_LINE_CHARS_MAX])
+        else:
+            self._write(words + "\n")
 
     def _write(self, words: str) -> None:
         self._stderr.write(words)

@@ -130,9 +130,9 @@ class Runner:
                 self._board.waiting(away=True)
                 await self._gate.passed()
                 self._board.waiting(away=False)
-            began_s = monotonic()
             try:
                 async with self._company.entered(alone=crashes > 0):
+                    began_s = monotonic()
                     return await self._ask(job, model)
             except H2qError as error:
                 crashes += error.code in CRASHES

@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from h2qctl.batch import jobs, patience
+from h2qctl.batch.board import Board
 from h2qctl.batch.jobs import LINE_BYTES_MAX, BadLineError
 from h2qctl.batch.journal import Journal, past
 from h2qctl.batch.source import Source
 from h2qctl.errors import H2qError
+from h2qctl.output import Output
 from h2qd.wire import messages as m
 
 ANSWER = m.Answer("r1", "a", "text", "stop", m.Usage(1, 2), m.Timings(0, 0, 0, 0, 0, 0), 1)
@@ -277,3 +280,33 @@ def test_waits_double_and_are_never_shorter_than_asked_for() -> None:
     assert patience.wait_s(1, asked) == 10
     hostile = H2qError.of(m.ErrorReply("memory_pressure", "cannot", retryable=True, retry_after_ms=10**15))
     assert patience.wait_s(1, hostile) == 300
+
+
+# --- the board -----------------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("model", ["a", "m" * 200])
+def test_a_live_line_never_wraps_and_its_bar_takes_what_room_is_left(model: str) -> None:
+    screen = Screen()
+    board = Board(Output(json=False, wide=False, stdout=Screen(), stderr=screen), 10_000_000, 9_999_998)
+    board.line(0, ok=False)
+    board.line(0, ok=True)
+    board.model(model)
+    shown = screen.getvalue().split("\r\x1b[K")[-1]
+    assert "10000000/10000000  1 failed  " in shown
+    assert len(shown) <= 79
+    assert shown.startswith("[##") == (model == "a")
+
+
+def test_a_board_is_silent_where_json_is_wanted() -> None:
+    screen = Screen()
+    board = Board(Output(json=True, wide=False, stdout=Screen(), stderr=screen), 1, 0)
+    board.model("a")
+    board.line(1, ok=True)
+    board.close()
+    assert screen.getvalue() == ""
