@@ -18,7 +18,7 @@ import zmq
 
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
-from h2qd.core.events import ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
+from h2qd.core.events import ForgetAsked, ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
 from h2qd.core.guard import Thresholds
 from h2qd.core.records import Rules, Ticket, Traits, Want
 from h2qd.errors import StartError
@@ -37,6 +37,7 @@ from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
 from h2qd.runtime.readings import Gauge
 from h2qd.runtime.refusal import Refusal
+from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.reports import Reports
 from h2qd.runtime.residents import Engines, Residents
 from h2qd.runtime.saved import SavedSessions
@@ -59,6 +60,9 @@ from h2qd.wire.limits import HEARTBEAT_MS
 log = get_logger()
 
 _TICK_S = 1.0
+_NOBODY = 0
+"""Asks for what the daemon does by itself; clients' requests are numbered from 1."""
+
 _FILES_OPEN = 65536
 
 
@@ -106,6 +110,16 @@ class Daemon:
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)
         self._imports = Imports(errands, registry, self._manifests, self._disk, self._model_registered)
+        self._remotes = Remotes(
+            config.remotes,
+            errands,
+            os.environ,
+            self._manifests,
+            self._missing,
+            self._remote_has,
+            self._remote_lost,
+        )
+        self._followers: list[asyncio.Task[None]] = []
         self._reports = reports = Reports(
             config,
             self._supervisor,
@@ -169,12 +183,15 @@ class Daemon:
         self._beat()
         self._notifier.ready(f"serving on {config.socket.path}")
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
+        self._followers = [self._loop.create_task(self._remotes.follow(name)) for name in config.remotes]
         starting = self._loop.create_task(self._finish_start())
         try:
             await self._ended.wait()
         finally:
-            starting.cancel()
-            await asyncio.wait([starting])
+            tasks = [starting, *self._followers]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             self._close()
 
     def _open_server(self) -> Server:
@@ -285,6 +302,14 @@ class Daemon:
         shape, traits = shape_of(manifest.facts), _traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
+
+    def _remote_has(self, manifest: Manifest) -> None:
+        self._manifests[manifest.name] = manifest
+        self._model_registered(manifest)
+
+    def _remote_lost(self, name: str) -> None:
+        """A server no longer has it: forgotten, unless it is in use, as if nobody in particular had asked for that."""
+        self._supervisor.post(ForgetAsked(self._loop.time(), _NOBODY, name))
 
     def _refresh(self) -> None:
         """After events: whoever waits hears at once where it stands."""
