@@ -308,7 +308,7 @@ class Daemon:
         self._model_registered(manifest)
 
     def _remote_lost(self, name: str) -> None:
-        """A server no longer has it: forgotten, unless it is in use, as if nobody in particular had asked for that."""
+        """A server no longer has it: it is forgotten, unless it is in use."""
         self._supervisor.post(ForgetAsked(self._loop.time(), _NOBODY, name))
 
     def _refresh(self) -> None:
