@@ -148,6 +148,7 @@ class Daemon:
             Surroundings(reports.status, reports.version, reports.config, reports.doctor, reports.top),
             self._access,
             config.requests.deadline_s,
+            {name: model.fallback for name, model in config.models.items()},
         )
         self._supervisor.perform = Performer(
             self._calls,
@@ -159,6 +160,7 @@ class Daemon:
             self._disk,
             self._heap.trim,
             self._ended.set,
+            self._commands.fall_back,
         )
         self._supervisor.settled = self._refresh
         self._server: Server | None = None

@@ -296,6 +296,10 @@ class Model(Section, frozen=True):
     variants: Annotated[
         tuple[str, ...], Key("models that may answer in its place where it does not fit, the best first", NameList())
     ] = ()
+    fallback: Annotated[
+        tuple[str, ...],
+        Key("models that answer where it is refused, fails or has failed too often, in their order", NameList()),
+    ] = ()
     backend: Annotated[str, Key("the engine; fake is a scripted one for tests", Choice(("llama", "fake")))] = "llama"
 
 

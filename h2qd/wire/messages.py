@@ -649,7 +649,8 @@ class Delta(Say, frozen=True):
 class Answer(Say, frozen=True):
     """The end of an answer. `text` is whole when the request did not stream, else what no chunk carried.
 
-    `finish`: stop (end of text), stop_string, length.
+    `finish`: stop (end of text), stop_string, length. `instead_of`: the model that was asked for, where `model`
+    answered in its place.
     """
 
     request: str
@@ -660,6 +661,7 @@ class Answer(Say, frozen=True):
     timings: Timings
     seed: int
     logprobs: list[TokenLogprob] = []
+    instead_of: str = ""
 
 
 class Embed(Ask, frozen=True, kw_only=True):
