@@ -3,7 +3,8 @@
 As the daemon does it, the imports are done before the fork, and what counts is by how much both processes together
 grew. The daemon takes that from their PSS, which other processes that map the same files would move here; so pages of
 files that either has mapped in are counted one by one. The child fills the context of every slot but for a few
-tokens, computes a batch on top, answers a request, and is measured while that is at work. Contexts longer than
+tokens, computes a batch on top with all the logits that there may be, answers a request, and is measured while that is
+at work. Contexts longer than
 `COMPUTED_TOKENS_MAX` are filled from a state made up of a short one, because a prefill of them takes minutes: the
 pages touched are the same (within 0.1 % for 4,096 tokens). Reads a JSON object a line, the fields of `Load`; writes
 one a line, {"held_bytes": …}.
@@ -21,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from h2qd.core.plan import batch_tokens, outputs
 from h2qd.runtime.meter import parse_sizes
 from h2qd.wire.messages import KvType
 from h2qd.wire.workers import Generate, LoadModel, Sampler
@@ -28,7 +30,6 @@ from h2qd.worker import libraries
 from h2qd.worker.engine import Beat
 
 COMPUTED_TOKENS_MAX = 1024
-_BATCH_TOKENS = 512
 _ANSWER_TOKENS = 8
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _PRESENT_FILE = 1 << 63 | 1 << 61
@@ -126,7 +127,16 @@ class Filled:
         if not load.repack:
             _forbid_repacking(native)
         self.engine = LlamaEngine(Beat())
-        order = LoadModel("llama", load.path, load.ctx, slots=load.slots, kv_type=load.kv_type)
+        order = LoadModel(
+            "llama",
+            load.path,
+            load.ctx,
+            slots=load.slots,
+            kv_type=load.kv_type,
+            batch=batch_tokens(load.slots),
+            outputs=outputs(load.slots),
+        )
+        self._tokens, self._outputs = order.batch, order.outputs // load.slots
         self.engine.load(order, lambda _: None)
         loaded = self.engine._loaded
         assert loaded is not None
@@ -134,13 +144,13 @@ class Filled:
         self._context = loaded.model.context
         self._recurrent = native.llama_model_is_recurrent(loaded.model.model)
         self._computed_only = self._recurrent or native.llama_model_is_hybrid(loaded.model.model)
-        self._batch = native.llama_batch_init(_BATCH_TOKENS, 0, 1)
+        self._batch = native.llama_batch_init(self._tokens, 0, 1)
         room = loaded.batch.context.size - _ANSWER_TOKENS
         if self._recurrent:
             room = min(room, COMPUTED_TOKENS_MAX)  # a state does not grow
         span = loaded.vocabulary.size - _FIRST_TOKEN
         prompt = [_FIRST_TOKEN + index * 7919 % span for index in range(room)]
-        share = min(_BATCH_TOKENS // load.slots, room)
+        share = min(self._tokens // load.slots, room)
         self._fill(range(load.slots), prompt[: room - share])
         done = room - share
         if load.slots > 1:  # one batch of all slots, in order; the last token of slot 0 is for its request
@@ -150,12 +160,12 @@ class Filled:
 
     def _fill(self, slots: range, tokens: list[int]) -> None:
         if len(tokens) > COMPUTED_TOKENS_MAX and not self._computed_only:
-            self._decode({0: tokens[:_BATCH_TOKENS]}, 0)
+            self._decode({0: tokens[: self._tokens]}, 0)
             self._stretch(slots, len(tokens))
             return
         for slot in slots:
-            for start in range(0, len(tokens), _BATCH_TOKENS):
-                self._decode({slot: tokens[start : start + _BATCH_TOKENS]}, start)
+            for start in range(0, len(tokens), self._tokens):
+                self._decode({slot: tokens[start : start + self._tokens]}, start)
 
     def _decode(self, tokens: dict[int, list[int]], start: int) -> None:
         batch, at = self._batch, 0
@@ -165,7 +175,7 @@ class Filled:
                 batch.pos[at] = start + index
                 batch.n_seq_id[at] = 1
                 batch.seq_id[at][0] = slot
-                batch.logits[at] = index == len(its) - 1
+                batch.logits[at] = index >= len(its) - self._outputs
                 at += 1
         batch.n_tokens = at
         if at and (status := self._native.llama_decode(self._context, batch)):
