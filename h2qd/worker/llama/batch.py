@@ -2,7 +2,8 @@
 
 A step is one pass of the native library: either one token of every slot that decodes, or pieces of waiting prompts;
 while there are both, they take turns. Slots join and leave between any two steps. Called by `engine`.
-Invariant: a slot is at work exactly from `join` to its last message, and no request waits for more than its turn.
+More requests than places wait in line: those that pause for a higher priority, and newcomers of no higher one.
+Invariant: a slot is at work or in line exactly from `join` to its last message, and nobody waits beside a free place.
 
 Tokens and prompts share no pass, because each slot has cells of its own: the library splits a batch into even parts,
 so a mixed one would be two passes all the same (and takes as long, measured: 86 and 85 ms for 7 tokens and a piece of
@@ -11,20 +12,22 @@ a decode that fails costs only who took part. How large a piece may be while oth
 
 A request that is alone from its coming to its end gives the same text for the same seed, whatever ran before: only
 such caches serve it that change nothing (see `context`). In company, batches have the shapes that chance gives them,
-so no text is promised and every cached token is used.
+so no text is promised and every cached token is used. A request that paused is computed again in pieces, also what
+had come token by token: it goes on with the same chooser, from logits that are the same but for rounding.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from h2qd.wire.workers import Generate
 from h2qd.worker.engine import Beat, Said
-from h2qd.worker.llama.context import Cache, Context, DecodeError
+from h2qd.worker.llama.context import Context, DecodeError
+from h2qd.worker.llama.line import gives_way, head
 from h2qd.worker.llama.model import Model
+from h2qd.worker.llama.overflow import Fit
 from h2qd.worker.llama.pace import Pace
-from h2qd.worker.llama.placement import Candidate, place
 from h2qd.worker.llama.sampler import Chooser
+from h2qd.worker.llama.seating import Seating
+from h2qd.worker.llama.sessions import Disk, Sessions
 from h2qd.worker.llama.shares import Waiting, shares
 from h2qd.worker.llama.slot import Slot
 from h2qd.worker.llama.vocabulary import Vocabulary
@@ -36,24 +39,22 @@ _INTERRUPTIBLE_TOKENS_MIN = 32
 """Asking hundreds of times whether to go on costs about as much as a token; smaller passes just end."""
 
 
-@dataclass(slots=True, eq=False)
-class _Place:
-    """A sequence of the cache, and the request at work on it, if any. `used` is the step of its last end."""
-
-    cache: Cache
-    slot: Slot | None = None
-    used: int = 0
-
-
 class Batch:
     """Works on `model`'s context, which must outlive it; `close` must come before that is freed."""
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, beat: Beat) -> None:
+    def __init__(
+        self, model: Model, vocabulary: Vocabulary, beat: Beat, disk: Disk | None = None, kv_type: str = "f16"
+    ) -> None:
         self.context = Context(model, self._interrupted)
+        self.sessions = Sessions(self.context, disk, kv_type, beat.tick)
         self._vocabulary = vocabulary
         self._beat = beat
         self._pace = Pace(model.batch)
-        self._places = [_Place(cache) for cache in self.context.caches]
+        self._seating = Seating(self.context, self.sessions)
+        self._places = self._seating.places
+        self._line: list[Slot] = []
+        self._open: dict[int, Slot] = {}  # all, by request; for other threads
+        self._arrivals = 0
         self._steps = 0
         self._tokens_next = False  # after prompts it is the turn of those who decode
         self._spoiled = False  # a cell may hold numbers that are none
@@ -61,72 +62,91 @@ class Batch:
 
     def close(self) -> None:
         """Let go of what is at work, and of what was allocated."""
-        for place_ in self._places:
-            if place_.slot is not None:
-                place_.slot.close()
-                place_.slot = None
+        for slot in self._open.values():
+            slot.close()
+        for place in self._places:
+            place.slot = None
+        self._line.clear()
+        self._open.clear()
         self.context.close()
 
     @property
     def busy(self) -> bool:
-        """Requests are at work."""
-        return any(place_.slot is not None for place_ in self._places)
+        """Requests are at work. Nobody waits while no one is."""
+        return bool(self._open)
 
     @property
     def full(self) -> bool:
-        """No slot is free."""
-        return all(place_.slot is not None for place_ in self._places)
+        """As many wait as there are places."""
+        return len(self._open) >= 2 * len(self._places)
 
-    def join(self, order: Generate, prompt: Sequence[int], chooser: Chooser, start_s: float) -> None:
-        """Take a request into the slot that serves it best; not when `full`. Computes nothing."""
-        exact = not self.busy
-        context = self.context
-        kept = [context.reusable(place_.cache, prompt, exact=exact) for place_ in self._places]
-        chosen = place(
-            [
-                Candidate(count, len(place_.cache.tokens), place_.slot is None, place_.used)
-                for count, place_ in zip(kept, self._places, strict=True)
-            ],
-            context.size,
-            copies=context.copies,
-        )
-        if chosen is None:
-            raise RuntimeError("no slot is free")
-        at = self._places[chosen.slot]
-        if chosen.source is not None:
-            context.copy(self._places[chosen.source].cache, at.cache)
-        context.keep(at.cache, kept[chosen.slot if chosen.source is None else chosen.source])
-        at.slot = Slot(order, prompt, at.cache, context.size, self._vocabulary, chooser, start_s)
+    def join(self, order: Generate, prompt: Fit, chooser: Chooser, start_s: float) -> None:
+        """Take a request, into the place that serves it best or into the line; not when `full`. Computes nothing."""
+        slot = Slot(order, prompt, self.context.size, self._vocabulary, chooser, start_s)
+        self._arrivals += 1
+        slot.arrived = self._arrivals
+        self._open[slot.request] = slot
+        self._line.append(slot)
+        paused = gives_way(self._at_work, slot) if not self._idle else None
+        if paused is not None:
+            self._pause(paused)
+        self._seat_all()
+
+    def forget(self, session: str) -> None:
+        """Keep nothing of this session, nor of what its requests are about to compute."""
+        for slot in self._open.values():
+            if slot.session == session:
+                slot.session = ""
+        self.sessions.forget(session)
 
     def cancel(self, request: int) -> None:
         """Have `request` end with the next step, and at once where that is its own. From any thread."""
-        for place_ in self._places:
-            slot = place_.slot
-            if slot is not None and slot.request == request:
-                slot.cancelled = True
+        slot = self._open.get(request)
+        if slot is not None:
+            slot.cancelled = True
 
     def step(self) -> list[Said]:
         """One pass, or the ends of what was cancelled."""
         self._steps += 1
         said = self._cancelled() or self._pass()
-        for place_ in self._places:
-            if place_.slot is not None and place_.slot.ended:
-                if place_.slot.broken:
-                    self.context.clear(place_.cache)
+        for place in self._places:
+            slot = place.slot
+            if slot is not None and slot.ended:
+                if slot.broken:
+                    self.context.clear(place.cache)
                     self._spoiled = True
-                place_.used = self._steps
-                place_.slot = None
-        if self._spoiled and not self.busy:
+                self._seating.leave(place, self._steps)
+        self._line = [slot for slot in self._line if not slot.ended]
+        self._open = {request: slot for request, slot in self._open.items() if not slot.ended}
+        if self._spoiled and not self._at_work:
+            for place in self._places:
+                self.sessions.leave(place.cache)
             self.context.clear_all()
             self._spoiled = False
+        self._seat_all()
         return said
 
     @property
+    def _idle(self) -> bool:
+        return any(place.slot is None for place in self._places)
+
+    def _seat_all(self) -> None:
+        while self._idle and (slot := head(self._line)) is not None:
+            self._line.remove(slot)
+            self._seating.seat(slot)
+
+    def _pause(self, slot: Slot) -> None:
+        place = next(place for place in self._places if place.slot is slot)
+        self._seating.leave(place, self._steps)
+        slot.pause()
+        self._line.append(slot)
+
+    @property
     def _at_work(self) -> list[Slot]:
-        return [place_.slot for place_ in self._places if place_.slot is not None]
+        return [place.slot for place in self._places if place.slot is not None]
 
     def _cancelled(self) -> list[Said]:
-        return [said for slot in self._at_work if slot.cancelled for said in slot.cancel()]
+        return [said for slot in self._open.values() if slot.cancelled for said in slot.cancel()]
 
     def _pass(self) -> list[Said]:
         waiting = [slot for slot in self._at_work if slot.rest]
@@ -138,6 +158,10 @@ class Batch:
         return self._decode(decoding) if decoding else []
 
     def _decode(self, slots: list[Slot]) -> list[Said]:
+        for slot in slots:
+            if (gap := slot.gap) is not None:
+                self.context.shift(slot.cache, gap)
+                slot.shifted(gap)
         began_s = time.perf_counter()
         try:
             rows = self.context.decode([slot.next_of_answer() for slot in slots])

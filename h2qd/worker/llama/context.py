@@ -11,6 +11,8 @@ company, gives the same to the bit as any other cut into such pieces. `Cache.who
 reuses nothing else, and so gives each later logit as it would be without a cache.
 """
 
+import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from h2qd.worker.llama.crew import Crew
 from h2qd.worker.llama.model import Model
+from h2qd.worker.llama.overflow import Gap
 
 GRID_TOKENS_CPU = 64
 """ggml's CPU kernels tile attention by 64 rows and matrix products by 4 or 8."""
@@ -28,6 +31,11 @@ GRID_TOKENS_CPU = 64
 REUSED_TOKENS_MIN = 16
 """Fewer are no sign that texts belong together: all begin with the same token, chats with the same few."""
 
+STATE_HEAD = struct.Struct("=III")
+TOKEN_BYTES = 4
+"""A saved sequence begins with a magic number, a version and the number of tokens, then come these."""
+
+_WINDOW_ONLY = native.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _TO_THE_END = -1
 _COMPARED_AT_ONCE = 1024
 
@@ -46,11 +54,15 @@ class DecodeError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Cache:
-    """One sequence's tokens, of which the first `whole` were computed in whole pieces. Changed by `Context` only."""
+    """One sequence's tokens, of which the first `whole` were computed in whole pieces. Changed by `Context` only.
+
+    `clean`: those after so many first ones were computed after text that was dropped since; None: none were.
+    """
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
     whole: int = 0
+    clean: int | None = None
 
 
 class Piece(NamedTuple):
@@ -71,15 +83,16 @@ class Context:
     def __init__(self, model: Model, interrupted: Callable[[], bool]) -> None:
         self._context = context = model.context
         self.size: int = native.llama_n_ctx_seq(context)
-        self.batch = model.batch
+        self.batch = min(model.batch, native.llama_n_batch(context))  # no more than a small context was asked for
         # Which shapes a GPU's library computes alike is not known, so only full pieces count there.
-        self.grid = GRID_TOKENS_CPU if model.device == "cpu" else model.batch
+        self.grid = GRID_TOKENS_CPU if model.device == "cpu" else self.batch
         self.caches = [Cache(sequence) for sequence in range(native.llama_n_seq_max(context))]
         self._memory = native.llama_get_memory(context)
         self._window: int = native.llama_model_n_swa(model.model)
         self._recurrent = bool(
             native.llama_model_is_recurrent(model.model) or native.llama_model_is_hybrid(model.model)
         )
+        self._moving: set[int] = set()  # sequences that the next decode changes, or needs as they are
         self._vocabulary: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model.model))
         self._crew = Crew(
             model.threads,
@@ -109,7 +122,7 @@ class Context:
         if exact:
             kept = common(cache.tokens[: cache.whole], prompt[:-1]) // self.grid * self.grid
         else:
-            kept = common(cache.tokens, prompt[:-1])
+            kept = common(cache.tokens[: cache.clean], prompt[:-1])
         return kept if kept >= REUSED_TOKENS_MIN and self._reaches_back(cache, kept, exact=exact) else 0
 
     def _reaches_back(self, cache: Cache, count: int, *, exact: bool) -> bool:
@@ -135,6 +148,8 @@ class Context:
             return 0
         del cache.tokens[count:]
         cache.whole = min(cache.whole, count) // self.grid * self.grid
+        if cache.clean is not None and count <= cache.clean:
+            cache.clean = None
         if not self.agrees(cache):
             self.clear(cache)
         return len(cache.tokens)
@@ -142,15 +157,13 @@ class Context:
     def clear(self, cache: Cache) -> None:
         """Forget a sequence."""
         native.llama_memory_seq_rm(self._memory, cache.sequence, 0, _TO_THE_END)
-        cache.tokens.clear()
-        cache.whole = 0
+        _empty(cache)
 
     def clear_all(self) -> None:
         """Forget every sequence, and overwrite the cells: numbers that are none would live on in what is masked."""
         native.llama_memory_clear(self._memory, True)
         for cache in self.caches:
-            cache.tokens.clear()
-            cache.whole = 0
+            _empty(cache)
 
     @property
     def copies(self) -> bool:
@@ -161,12 +174,94 @@ class Context:
         """Make `target` hold what `source` holds. The library moves the data, a whole share, with the next decode."""
         native.llama_memory_seq_cp(self._memory, source.sequence, target.sequence, -1, _TO_THE_END)
         target.tokens[:] = source.tokens
-        target.whole = source.whole
+        target.whole, target.clean = source.whole, source.clean
+        self._moving |= {source.sequence, target.sequence}
+
+    @property
+    def unshiftable(self) -> str:
+        """Why `shift` cannot be used; empty: it can."""
+        if self._recurrent:
+            return "its state is of all tokens at once and forgets none"
+        if native.llama_memory_can_shift(self._memory):
+            return ""
+        return "its sliding window is shorter than the context" if self._window else "its positions cannot be moved"
+
+    def shift(self, cache: Cache, gap: Gap) -> None:
+        """Drop the tokens of `gap`; those after it move up, with the next decode. Not where it is `unshiftable`."""
+        start, length = gap
+        after = start + length
+        native.llama_memory_seq_rm(self._memory, cache.sequence, start, after)
+        native.llama_memory_seq_add(self._memory, cache.sequence, after, _TO_THE_END, -length)
+        del cache.tokens[start:after]
+        cache.whole = min(cache.whole, start) // self.grid * self.grid
+        cache.clean = start if cache.clean is None else min(start, cache.clean)
+        self._moving.add(cache.sequence)
 
     def agrees(self, cache: Cache) -> bool:
         """Whether the native cache ends where `cache` does. What holds after every call here."""
         last: int = native.llama_memory_seq_pos_max(self._memory, cache.sequence)
         return last == len(cache.tokens) - 1
+
+    # --- on disk -----------------------------------------------------------------------------------
+
+    def settled(self, cache: Cache) -> bool:
+        """Whether the cells are what `cache` says: a copy or a shift is done with the next decode."""
+        return cache.sequence not in self._moving
+
+    def state_bytes(self, cache: Cache) -> int:
+        """How many bytes `save` is going to write."""
+        cells: int = native.llama_state_seq_get_size(self._context, cache.sequence)
+        return cells + STATE_HEAD.size + len(cache.tokens) * TOKEN_BYTES
+
+    def save(self, cache: Cache, path: str) -> int:
+        """Write a settled sequence to the file at `path`, layer by layer; how many bytes, 0 where that fails."""
+        tokens = (native.llama_token * len(cache.tokens))(*cache.tokens)
+        written: int = native.llama_state_seq_save_file(
+            self._context, path.encode(), cache.sequence, tokens, len(tokens)
+        )
+        return written
+
+    def restore(self, cache: Cache, path: str, tokens: Sequence[int], whole: int) -> bool:
+        """Make a settled `cache` what the file at `path` holds, whose bytes are as they were saved: `tokens`.
+
+        Where that fails (another KV type, another number of sequences), the cache is empty.
+        """
+        self.clear(cache)
+        room = (native.llama_token * len(tokens))()
+        count = ctypes.c_size_t()
+        read = native.llama_state_seq_load_file(
+            self._context, path.encode(), cache.sequence, room, len(room), ctypes.byref(count)
+        )
+        if read and list(room[: count.value]) == list(tokens):
+            cache.tokens[:] = tokens
+            cache.whole = whole
+        if not cache.tokens or not self.agrees(cache):
+            self.clear(cache)
+        return bool(cache.tokens)
+
+    @property
+    def slides(self) -> int:
+        """Longer texts than this lose cells of a sliding window when they are saved; 0: there is no such limit."""
+        return 0 if self._recurrent else self._window
+
+    def window_bytes(self, cache: Cache) -> int:
+        """What `straighten` needs."""
+        size: int = native.llama_state_seq_get_size_ext(self._context, cache.sequence, _WINDOW_ONLY)
+        return size
+
+    def straighten(self, cache: Cache, room: ctypes.Array[ctypes.c_uint8]) -> bool:
+        """Put the cells of a settled sequence's window into the order that they have after `restore`.
+
+        Sums over cells in another order are rounded differently. `room` is of `window_bytes`. Where this fails, the
+        cache is empty.
+        """
+        sequence = cache.sequence
+        done = native.llama_state_seq_get_data_ext(
+            self._context, room, len(room), sequence, _WINDOW_ONLY
+        ) and native.llama_state_seq_set_data_ext(self._context, room, len(room), sequence, _WINDOW_ONLY)
+        if not done or not self.agrees(cache):
+            self.clear(cache)
+        return bool(cache.tokens)
 
     # --- computing ----------------------------------------------------------------------------------
 
@@ -205,6 +300,8 @@ class Context:
         status: int = native.llama_decode(self._context, self._batch)
         if interruptible:
             native.llama_set_abort_callback(self._context, native.ggml_abort_callback(), None)
+        if status >= 0:  # an error comes before anything is moved
+            self._moving.clear()
         native.llama_synchronize(self._context)  # so that who measures this call measures its work
         return status
 
@@ -226,6 +323,11 @@ class Context:
             raise DecodeError(-1)
         logits: NDArray[np.float32] = np.ctypeslib.as_array(address, (self._vocabulary,))
         return logits
+
+
+def _empty(cache: Cache) -> None:
+    cache.tokens.clear()
+    cache.whole, cache.clean = 0, None
 
 
 def common(ours: Sequence[int], theirs: Sequence[int]) -> int:

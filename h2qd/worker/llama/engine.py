@@ -1,7 +1,8 @@
 """The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, at most one context, a request for each slot.
 
-Turns an order into a prompt and a chooser; what is at work, and what a step does, is in `batch`. More requests than
-slots are refused: waiting is the supervisor's business. Called by the worker's loop.
+Turns an order into a prompt and a chooser; what is at work, and what a step does, is in `batch`. There may be twice
+as many requests as slots, for those of a higher priority pass others; beyond that, waiting is the supervisor's
+business. Called by the worker's loop.
 """
 
 import time
@@ -15,7 +16,9 @@ from h2qd.worker.llama import model
 from h2qd.worker.llama.batch import Batch
 from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.model import Model
+from h2qd.worker.llama.overflow import fit
 from h2qd.worker.llama.sampler import open_chooser
+from h2qd.worker.llama.sessions import Disk, check_key, open_disk, remove
 from h2qd.worker.llama.template import ChatTemplate
 from h2qd.worker.llama.vocabulary import Vocabulary
 
@@ -33,20 +36,29 @@ class LlamaEngine:
     def load(self, order: LoadModel, progress: Progress) -> Loaded:
         """Load the model. Raises `EngineError`: file_not_found, invalid_model_file, load_failed."""
         start_s = time.perf_counter()
-        self._loaded = _Loaded(model.load(order, progress, self._beat))
-        return self._ready(self._loaded, start_s)
+        self._loaded = _Loaded(model.load(order, progress, self._beat), open_disk(order))
+        return self._ready(self._loaded, order, start_s)
 
     @property
     def unsaved(self) -> int:
-        """Nothing is kept across loads yet."""
-        return 0
+        """How many sessions are newer in the cache than on disk."""
+        batch = self._loaded.batch if self._loaded is not None else None
+        return batch.sessions.unsaved if batch is not None else 0
 
     def save(self) -> SessionsSaved:
-        """Nothing is kept across loads yet."""
-        return SessionsSaved(0, 0, 0, 0)
+        """Write those."""
+        batch = self._loaded.batch if self._loaded is not None else None
+        return batch.sessions.save() if batch is not None else SessionsSaved(0, 0, 0, 0)
 
     def forget(self, session: str) -> None:
-        """Nothing is kept across loads yet."""
+        """Neither keep nor save this session."""
+        loaded = self._loaded
+        if loaded is None:
+            return
+        if loaded.batch is not None:
+            loaded.batch.forget(session)
+        elif loaded.disk is not None:
+            remove(loaded.disk, session)
 
     def park(self) -> None:
         """Free the context, keep the model and its vocabulary."""
@@ -64,16 +76,16 @@ class LlamaEngine:
             raise RuntimeError("only a parked engine can be resumed")
         self._beat.tick()
         loaded.model.open_context(order)
-        return self._ready(loaded, start_s)
+        return self._ready(loaded, order, start_s)
 
-    def _ready(self, loaded: "_Loaded", start_s: float) -> Loaded:
-        batch = loaded.batch = Batch(loaded.model, loaded.vocabulary, self._beat)
+    def _ready(self, loaded: "_Loaded", order: LoadModel | ResumeModel, start_s: float) -> Loaded:
+        batch = loaded.batch = Batch(loaded.model, loaded.vocabulary, self._beat, loaded.disk, order.kv_type)
         return Loaded(batch.context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
 
     def submit(self, order: Task) -> None:
         """Take a request.
 
-        Raises `EngineError`: not_loaded, queue_full, invalid_request, context_overflow, invalid_grammar,
+        Raises `EngineError`: not_loaded, queue_full, invalid_request, unsupported, context_overflow, invalid_grammar,
         no_chat_template, invalid_messages.
         """
         if not isinstance(order, Generate):
@@ -88,12 +100,18 @@ class LlamaEngine:
         if batch.full:
             count = len(batch.context.caches)
             raise EngineError("queue_full", f"cannot take another request: this engine works on {count} at a time")
+        if order.session:
+            check_key(order.session)
+        if order.overflow == "shift" and batch.context.unshiftable:
+            raise EngineError("unsupported", f"cannot shift this model's context: {batch.context.unshiftable}")
         size = batch.context.size
         prompt = loaded.prompt(order, size)
-        if len(prompt) + 1 > size:
+        fitted = fit(prompt, size, order.max_tokens, order.overflow)
+        if fitted is None:
             raise _overflow(f"has {len(prompt)} tokens", size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
-        batch.join(order, prompt, open_chooser(order.sampler, loaded.vocabulary, prompt, banned=banned), start_s)
+        chooser = open_chooser(order.sampler, loaded.vocabulary, fitted.tokens, banned=banned)
+        batch.join(order, fitted, chooser, start_s)
 
     def cancel(self, request: int) -> None:
         """Give `request` up, at the latest after one pass; a prefill of its own is cut short. From any thread."""
@@ -128,10 +146,11 @@ class LlamaEngine:
 
 
 class _Loaded:
-    """What there is once a model is loaded; no `batch` while it is parked."""
+    """What there is once a model is loaded; no `batch` while it is parked, no `disk` where sessions are not kept."""
 
-    def __init__(self, loaded: Model) -> None:
+    def __init__(self, loaded: Model, disk: Disk | None) -> None:
         self.model = loaded
+        self.disk = disk
         self.vocabulary = Vocabulary(loaded.model)
         self.batch: Batch | None = None
         self._template: ChatTemplate | None = None
@@ -148,7 +167,7 @@ class _Loaded:
             raise EngineError("invalid_request", "cannot generate: give a prompt or a conversation, one of both")
         texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
         size = sum(map(len, texts))
-        if size > room * BYTES_PER_TOKEN_MAX:
+        if order.overflow == "refuse" and size > room * BYTES_PER_TOKEN_MAX:
             raise _overflow(f"has {size} characters", room)
         if order.turns is not None:
             tokens = chat_tokens(order.turns, self._chat_template(), self.vocabulary)

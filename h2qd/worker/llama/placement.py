@@ -14,12 +14,16 @@ as 1/600 on the smallest models, less on larger ones)."""
 
 
 class Candidate(NamedTuple):
-    """A slot: `kept` tokens of the prompt are in its cache, of `held` in all. `used` grows with time; 0: never."""
+    """A slot: `kept` tokens of the prompt are in its cache, of `held` in all. `used` grows with time; 0: never.
+
+    `session`: a conversation that its user named goes on there, and may be copied from, but rather not be given up.
+    """
 
     kept: int
     held: int
     idle: bool
     used: int
+    session: bool = False
 
 
 class Place(NamedTuple):
@@ -34,9 +38,10 @@ def place(slots: Sequence[Candidate], size: int, *, copies: bool) -> Place | Non
     idle = [index for index, slot in enumerate(slots) if slot.idle]
     if not idle:
         return None
-    best = max(idle, key=lambda index: (slots[index].kept, -slots[index].held))
+    free = [index for index in idle if not slots[index].session] or idle
+    best = max(free, key=lambda index: (slots[index].kept, -slots[index].held))
     goes_on = slots[best].kept * 2 > slots[best].held
-    oldest = min(idle, key=lambda index: (slots[index].held > 0, slots[index].used, index))
+    oldest = min(free, key=lambda index: (slots[index].held > 0, slots[index].used, index))
     target = best if goes_on else oldest
     source = max(range(len(slots)), key=lambda index: (slots[index].kept, slots[index].idle))
     if copies and source != target and _pays(slots[source].kept - slots[target].kept, size):

@@ -1,7 +1,8 @@
-"""One request at work: its prompt into the cache piece by piece, then token by token, to its one last message.
+"""One request: its prompt into the cache piece by piece, then token by token, to its one last message.
 
 Called by `batch`, which computes and decides whose turn it is; a slot says what it has to compute and what became of
-it. Invariant: a slot ends exactly once, with `Generated` or `GenerationFailed`, and has freed its chooser then.
+it. It works in the cache where it is seated; one that pauses keeps its text, and computes it again elsewhere.
+Invariant: a slot ends exactly once, with `Generated` or `GenerationFailed`, and has freed its chooser then.
 """
 
 import time
@@ -14,8 +15,11 @@ from h2qd.wire.workers import Generate, Generated, GenerationFailed, Prefilling,
 from h2qd.worker.engine import Said
 from h2qd.worker.llama.context import ABORTED, NO_ROOM, Cache, DecodeError, Piece
 from h2qd.worker.llama.detokenizer import Detokenizer
+from h2qd.worker.llama.overflow import Fit, Gap, gap
 from h2qd.worker.llama.sampler import BrokenLogitsError, Chooser, GrammarTooSlowError, NoTokenLeftError
 from h2qd.worker.llama.vocabulary import Vocabulary
+
+_NOWHERE = -1
 
 TOLD_S_MIN = 0.2
 """Progress of a prefill is told at most this often."""
@@ -24,50 +28,86 @@ TOLD_S_MIN = 0.2
 class Slot:
     """Answers `order`, whose prompt is `prompt`: at least one token, and room in `size` for one more.
 
-    `cache` holds the first `cached` tokens of the prompt and nothing else. `cancelled` may be set from any thread.
-    `start_s` (perf_counter) is when the request came. `served` belongs to who decides whose turn it is.
+    `cancelled` may be set from any thread. `start_s` (perf_counter) is when the request came. `served` and `arrived`
+    belong to who decides whose turn it is.
     """
 
     def __init__(
         self,
         order: Generate,
-        prompt: Sequence[int],
-        cache: Cache,
+        prompt: Fit,
         size: int,
         vocabulary: Vocabulary,
         chooser: Chooser,
         start_s: float,
     ) -> None:
         self.request = order.request
-        self.cache = cache
+        self.priority = order.priority
+        self.session = order.session
+        self.cache = Cache(_NOWHERE)
+        self.arrived = 0
         self.cancelled = False
         self.ended = False
         self.broken = False  # the model computed no finite numbers
         self.served = 0
         self._order = order
         self._prompt = prompt
-        self._cached = len(cache.tokens)
+        self._text = list(prompt.tokens)  # what is to be in the cache when the next token is chosen
+        self._prefill = len(self._text)  # so many first ones of it come in pieces
+        self._size = size
+        self._cached: int | None = None
         self._vocabulary = vocabulary
         self._chooser = chooser
         self._detokenizer = Detokenizer(order.stop)
-        self._tokens_max = min(order.max_tokens, size - len(prompt))
+        self._shifts = order.overflow == "shift"
+        self._tokens_max = order.max_tokens if self._shifts else min(order.max_tokens, size - len(self._text))
         self._tokens = 0
         self._untold = 0  # tokens whose text was held back, or is on its way
         self._last = 0  # the token chosen last: in the answer, not yet in the cache
         self._start_s = self._told_s = start_s
         self._prefill_s = self._prefilled_s = self._first_token_s = 0.0  # 0: not yet
 
+    def seat(self, cache: Cache) -> None:
+        """Go on in `cache`, which holds the first tokens of `text` and nothing else."""
+        self.cache = cache
+        if self._cached is None:
+            self._cached = len(cache.tokens)
+
+    def pause(self) -> None:
+        """Leave the cache; all of the text is to be computed again, also the answer so far."""
+        if self.gap is not None:  # or it would not fit
+            self.shifted(self.gap)
+        self.cache = Cache(_NOWHERE)
+        self._prefill = len(self._text)
+
+    @property
+    def text(self) -> Sequence[int]:
+        """What is to be in the cache when the next token is chosen: the prompt and the answer so far."""
+        return self._text
+
     @property
     def rest(self) -> int:
-        """How many tokens of the prompt are to be computed; 0: the next thing is a token of the answer."""
-        return max(0, len(self._prompt) - len(self.cache.tokens))
+        """How many tokens are to be computed in pieces; 0: the next thing is a token of the answer."""
+        return max(0, self._prefill - len(self.cache.tokens))
+
+    @property
+    def gap(self) -> Gap | None:
+        """What has to go from the cache before the next token of the answer; None: there is room."""
+        if not self._shifts or len(self.cache.tokens) < self._size:
+            return None
+        return gap(self._size, self._prompt.beginning)
+
+    def shifted(self, gap: Gap) -> None:
+        """What `gap` said is gone."""
+        del self._text[gap.start : gap.start + gap.length]
+        self._prefill = 0
 
     def next_of_prompt(self, count: int) -> Piece:
-        """The next `count` tokens of the prompt."""
+        """The next `count` tokens of the text."""
         if self._prefill_s == 0:
             self._prefill_s = time.perf_counter()
         done = len(self.cache.tokens)
-        return Piece(self.cache, self._prompt[done : done + count], count == self.rest and self._tokens_max > 0)
+        return Piece(self.cache, self._text[done : done + count], count == self.rest and self._tokens_max > 0)
 
     def next_of_answer(self) -> Piece:
         """The token chosen last."""
@@ -76,14 +116,14 @@ class Slot:
     def prefilled(self) -> list[Said]:
         """A piece was computed after which more of the prompt is to come: how far it is, now and then."""
         now_s = time.perf_counter()
-        if now_s - self._told_s < TOLD_S_MIN:
+        if self._tokens or now_s - self._told_s < TOLD_S_MIN:  # after a pause it is no longer the prompt
             return []
         self._told_s = now_s
-        return [Prefilling(self.request, len(self.cache.tokens), len(self._prompt))]
+        return [Prefilling(self.request, len(self.cache.tokens), self._prefill)]
 
     def prompt_ended(self) -> list[Said]:
         """The prompt is in the cache; where a token is wanted, `choose` comes next."""
-        self._prefilled_s = time.perf_counter()
+        self._prefilled_s = self._prefilled_s or time.perf_counter()
         return self._finish("length") if self._tokens_max <= 0 else []
 
     def choose(self, logits: NDArray[np.float32]) -> list[Said]:
@@ -123,6 +163,7 @@ class Slot:
         if self._vocabulary.is_end(token):
             return self._finish("stop")
         self._last = token
+        self._text.append(token)
         self._tokens += 1
         self._untold += 1
         said = self._tell(self._detokenizer.feed(self._vocabulary.piece(token)))
@@ -148,12 +189,13 @@ class Slot:
         generated = Generated(
             request=self.request,
             finish=finish,
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=len(self._prompt.tokens),
             completion_tokens=self._tokens,
-            cached_tokens=self._cached,
+            cached_tokens=self._cached or 0,
             prefill_ms=((self._prefilled_s or end_s) - (self._prefill_s or end_s)) * 1000,
             first_token_ms=(first_s - self._start_s) * 1000,
             decode_ms=(end_s - first_s) * 1000,
+            truncated_tokens=self._prompt.truncated,
         )
         return [*said, generated]
 

@@ -41,3 +41,14 @@ def test_an_unknown_prompt_takes_the_empty_slot_then_the_one_used_longest_ago() 
     strangers = [Candidate(0, 50, idle=True, used=3), Candidate(0, 900, idle=True, used=2)]
     assert place([*strangers, EMPTY], SIZE, copies=True) == Place(2, None)
     assert place(strangers, SIZE, copies=True) == Place(1, None)
+
+
+def test_a_session_s_place_is_taken_last_and_copied_from() -> None:
+    session = Candidate(0, 50, idle=True, used=1, session=True)
+    stranger = Candidate(0, 900, idle=True, used=9)
+    assert place([session, stranger], SIZE, copies=True) == Place(1, None)
+    assert place([session, session._replace(used=2)], SIZE, copies=True) == Place(0, None)
+    goes_on = Candidate(900, 1000, idle=True, used=1, session=True)
+    assert place([goes_on, stranger], SIZE, copies=True) == Place(1, 0)
+    assert place([goes_on, stranger], SIZE, copies=False) == Place(1, None)
+    assert place([goes_on], SIZE, copies=True) == Place(0, None)
