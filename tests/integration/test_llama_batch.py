@@ -204,10 +204,10 @@ def test_a_conversation_goes_on_beside_others(engine: LlamaEngine, batch: Batch)
 
 def computed(context: Context, cache: Cache, tokens: list[int], piece: int) -> NDArray[np.float32]:
     """The logits after `tokens`, of which the cache may have the first, in pieces of at most `piece`."""
-    row = -1
+    rows = range(0)
     while rest := tokens[len(cache.tokens) :]:
-        (row,) = context.decode([Piece(cache, rest[:piece], wanted=True)])
-    return context.logits(row).copy()
+        (rows,) = context.decode([Piece(cache, rest[:piece], wanted=1)])
+    return context.logits(rows[0]).copy()
 
 
 def test_whole_pieces_are_the_same_to_the_bit_however_they_are_computed(engine: LlamaEngine, batch: Batch) -> None:
@@ -218,8 +218,8 @@ def test_whole_pieces_are_the_same_to_the_bit_however_they_are_computed(engine: 
     at_once = computed(context, second, tokens, 2 * grid)
     np.testing.assert_array_equal(at_once, one_by_one)
     other = tokens_of(engine, "tree " * 2 * grid)[: 2 * grid]
-    rows = context.decode([Piece(third, tokens, wanted=True), Piece(fourth, other, wanted=True)])
-    np.testing.assert_array_equal(context.logits(rows[0]), one_by_one)
+    rows = context.decode([Piece(third, tokens, wanted=1), Piece(fourth, other, wanted=1)])
+    np.testing.assert_array_equal(context.logits(rows[0][0]), one_by_one)
     assert [cache.whole for cache in context.caches] == [2 * grid] * 4
 
 

@@ -15,12 +15,12 @@ so no text is promised and every cached token is used.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from h2qd.wire.workers import Generate
 from h2qd.worker.engine import Beat, Said
-from h2qd.worker.llama.context import Cache, Context, DecodeError
+from h2qd.worker.llama.context import Cache, Context, DecodeError, Piece
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.pace import Pace
 from h2qd.worker.llama.placement import Candidate, place
@@ -28,6 +28,7 @@ from h2qd.worker.llama.sampler import Chooser
 from h2qd.worker.llama.shares import Waiting, shares
 from h2qd.worker.llama.slot import Slot
 from h2qd.worker.llama.vocabulary import Vocabulary
+from h2qd.worker.llama.work import Work
 
 _PIECE_GRIDS = 2
 """A prompt's piece while nobody decodes, in grids: larger ones are no faster on a CPU, and newcomers wait longer."""
@@ -41,7 +42,7 @@ class _Place:
     """A sequence of the cache, and the request at work on it, if any. `used` is the step of its last end."""
 
     cache: Cache
-    slot: Slot | None = None
+    slot: Work | None = None
     used: int = 0
 
 
@@ -57,7 +58,7 @@ class Batch:
         self._steps = 0
         self._tokens_next = False  # after prompts it is the turn of those who decode
         self._spoiled = False  # a cell may hold numbers that are none
-        self._prefilling: list[Slot] = []  # who takes part in the pass that runs
+        self._prefilling: list[Work] = []  # who takes part in the pass that runs
 
     def close(self) -> None:
         """Let go of what is at work, and of what was allocated."""
@@ -98,6 +99,13 @@ class Batch:
         context.keep(at.cache, kept[chosen.slot if chosen.source is None else chosen.source])
         at.slot = Slot(order, prompt, at.cache, context.size, self._vocabulary, chooser, start_s)
 
+    def admit(self, make: Callable[[Cache], Work]) -> None:
+        """Take work that no cache serves into the free slot that was used longest ago; not when `full`."""
+        idle = [place_ for place_ in self._places if place_.slot is None]
+        at = min(idle, key=lambda place_: (bool(place_.cache.tokens), place_.used))
+        self.context.clear(at.cache)
+        at.slot = make(at.cache)
+
     def cancel(self, request: int) -> None:
         """Have `request` end with the next step, and at once where that is its own. From any thread."""
         for place_ in self._places:
@@ -122,7 +130,7 @@ class Batch:
         return said
 
     @property
-    def _at_work(self) -> list[Slot]:
+    def _at_work(self) -> list[Work]:
         return [place_.slot for place_ in self._places if place_.slot is not None]
 
     def _cancelled(self) -> list[Said]:
@@ -135,19 +143,28 @@ class Batch:
             self._tokens_next = True
             return self._prefill(waiting, beside=bool(decoding))
         self._tokens_next = False
-        return self._decode(decoding) if decoding else []
+        return self._decode(decoding, alone=not waiting and len(decoding) == 1) if decoding else []
 
-    def _decode(self, slots: list[Slot]) -> list[Said]:
+    def _decode(self, slots: list[Work], *, alone: bool) -> list[Said]:
         began_s = time.perf_counter()
+        drafts = self._drafts(slots[0]) if alone else 0
+        pieces = [slot.next_of_answer(drafts) for slot in slots]
         try:
-            rows = self.context.decode([slot.next_of_answer() for slot in slots])
+            rows = self.context.decode(pieces)
         except DecodeError as error:
             return [said for slot in slots for said in slot.undecoded(error)]
-        said = [one for slot, row in zip(slots, rows, strict=True) for one in self._choose(slot, row)]
-        self._pace.decoded(time.perf_counter() - began_s)
+        said = self._computed(slots, pieces, rows)
+        if len(pieces[0].tokens) == 1:  # others tell nothing of a stream's pass
+            self._pace.decoded(time.perf_counter() - began_s)
         return said
 
-    def _prefill(self, waiting: list[Slot], *, beside: bool) -> list[Said]:
+    def _drafts(self, slot: Work) -> int:
+        """How many tokens a pass may guess for who decodes alone: as many as there are outputs, and room."""
+        if not self.context.trims:
+            return 0
+        return max(0, min(self.context.outputs, self.context.batch, self.context.size - len(slot.cache.tokens)) - 1)
+
+    def _prefill(self, waiting: list[Work], *, beside: bool) -> list[Said]:
         taken = self._shares(waiting, beside=beside)
         slots = [slot for slot in waiting if taken.get(slot)]
         pieces = [slot.next_of_prompt(taken[slot]) for slot in slots]
@@ -160,30 +177,37 @@ class Batch:
             return [said for slot in slots for said in slot.undecoded(error)]
         if beside:
             self._pace.prefilled(tokens, time.perf_counter() - began_s)
-        said: list[Said] = []
-        for slot, row in zip(slots, rows, strict=True):
+        for slot in slots:
             slot.served = self._steps
-            if slot.rest:
-                said += slot.prefilled()
-                continue
-            said += slot.prompt_ended()
-            if not slot.ended:
-                said += self._choose(slot, row)
-        return said
+        return self._computed(slots, pieces, rows)
 
-    def _shares(self, waiting: list[Slot], *, beside: bool) -> dict[Slot, int]:
+    def _shares(self, waiting: list[Work], *, beside: bool) -> dict[Work, int]:
         grid = self.context.grid
         budget = self._pace.between_tokens() if beside else grid * max(_PIECE_GRIDS, len(waiting))
         ordered = sorted(waiting, key=lambda slot: slot.served)
-        asked = [Waiting(slot.rest, slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]
+        outputs = self.context.outputs // len(waiting)  # there is one for each place at least
+        asked = [Waiting(slot.ready(outputs), slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]
         return dict(zip(ordered, shares(asked, min(budget, self.context.batch), grid), strict=True))
 
-    def _choose(self, slot: Slot, row: int) -> list[Said]:
+    def _computed(self, slots: list[Work], pieces: list[Piece], rows: list[range]) -> list[Said]:
+        return [
+            said
+            for slot, piece, its_rows in zip(slots, pieces, rows, strict=True)
+            for said in self._told(slot, piece, its_rows)
+        ]
+
+    def _told(self, slot: Work, piece: Piece, rows: range) -> list[Said]:
+        """Tell `slot` what came of its piece."""
+        output = self.context.vector if piece.vector else self.context.logits
         try:
-            logits = self.context.logits(row)
+            outputs = [output(row) for row in rows]
         except DecodeError as error:
             return slot.undecoded(error)
-        return slot.choose(logits)
+        said = slot.computed(outputs)
+        surplus = slot.surplus
+        if surplus and not self.context.trim(slot.cache, len(slot.cache.tokens) - surplus) and not slot.ended:
+            said += slot.undecoded(DecodeError(-1))
+        return said
 
     def _interrupted(self) -> bool:
         """Asked by a large pass, many times a second: also the sign that it moves.

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, Prefilling, Text
+from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
 from h2qd.worker.engine import Said
 from h2qd.worker.llama.context import ABORTED, NO_ROOM, Cache, DecodeError, Piece
 from h2qd.worker.llama.detokenizer import Detokenizer
+from h2qd.worker.llama.drafts import Drafts
+from h2qd.worker.llama.logprobs import Likelihoods
 from h2qd.worker.llama.sampler import BrokenLogitsError, Chooser, GrammarTooSlowError, NoTokenLeftError
 from h2qd.worker.llama.vocabulary import Vocabulary
-
-TOLD_S_MIN = 0.2
-"""Progress of a prefill is told at most this often."""
+from h2qd.worker.llama.work import TOLD_S_MIN
 
 
 class Slot:
-    """Answers `order`, whose prompt is `prompt`: at least one token, and room in `size` for one more.
+    """`Work` that answers `order`, whose prompt is `prompt`: at least one token, and room in `size` for one more.
 
     `cache` holds the first `cached` tokens of the prompt and nothing else. `cancelled` may be set from any thread.
     `start_s` (perf_counter) is when the request came. `served` belongs to who decides whose turn it is.
@@ -54,6 +54,10 @@ class Slot:
         self._tokens = 0
         self._untold = 0  # tokens whose text was held back, or is on its way
         self._last = 0  # the token chosen last: in the answer, not yet in the cache
+        self._likely: list[ChosenToken] = []  # of the untold tokens, where asked for
+        self._drafts: Drafts | None = None
+        self._draft: list[int] = []  # what is guessed to follow the last token
+        self._drafted = self._accepted = 0
         self._start_s = self._told_s = start_s
         self._prefill_s = self._prefilled_s = self._first_token_s = 0.0  # 0: not yet
 
@@ -62,16 +66,56 @@ class Slot:
         """How many tokens of the prompt are to be computed; 0: the next thing is a token of the answer."""
         return max(0, len(self._prompt) - len(self.cache.tokens))
 
+    @property
+    def surplus(self) -> int:
+        """Tokens in the cache that were guessed wrongly, or follow the end."""
+        return len(self._draft)
+
+    def ready(self, outputs: int) -> int:
+        """All of the rest: an output is wanted of its last token only."""
+        del outputs
+        return self.rest
+
     def next_of_prompt(self, count: int) -> Piece:
         """The next `count` tokens of the prompt."""
         if self._prefill_s == 0:
             self._prefill_s = time.perf_counter()
+        self._draft = []
         done = len(self.cache.tokens)
-        return Piece(self.cache, self._prompt[done : done + count], count == self.rest and self._tokens_max > 0)
+        return Piece(self.cache, self._prompt[done : done + count], int(count == self.rest and self._tokens_max > 0))
 
-    def next_of_answer(self) -> Piece:
-        """The token chosen last."""
-        return Piece(self.cache, (self._last,), wanted=True)
+    def next_of_answer(self, drafts: int) -> Piece:
+        """The token chosen last, and at most so many that are guessed to follow."""
+        self._draft = []
+        if drafts and self._order.speculate:
+            if self._drafts is None:
+                self._drafts = Drafts([*self.cache.tokens, self._last])
+            self._draft = self._drafts.draft(drafts)
+            self._drafted += len(self._draft)
+        return Piece(self.cache, (self._last, *self._draft), 1 + len(self._draft))
+
+    def computed(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
+        """See `Work`: more of the prompt, its end, or tokens to choose."""
+        if self.rest:
+            return self.prefilled()
+        said = self.prompt_ended() if self._prefilled_s == 0 else []
+        return said if self.ended else said + self._choose_in_turn(outputs)
+
+    def _choose_in_turn(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
+        """Choose the next token, and go on as long as it is what was guessed; `surplus` is what is left."""
+        said: list[Said] = []
+        guessed = bool(self._draft)
+        accepted = 0
+        for logits in outputs:
+            said += self.choose(logits)
+            if self.ended or not self._draft or self._draft[0] != self._last:
+                break
+            del self._draft[0]
+            accepted += 1
+        self._accepted += accepted
+        if guessed and self._drafts is not None:
+            self._drafts.checked(accepted)
+        return said
 
     def prefilled(self) -> list[Said]:
         """A piece was computed after which more of the prompt is to come: how far it is, now and then."""
@@ -88,6 +132,7 @@ class Slot:
 
     def choose(self, logits: NDArray[np.float32]) -> list[Said]:
         """Choose a token by `logits`, which may be changed by that."""
+        likelihoods = Likelihoods(logits, self._order.logprobs) if self._order.logprobs is not None else None
         try:
             token = self._chooser.choose(logits)
         except NoTokenLeftError:
@@ -99,6 +144,8 @@ class Slot:
         except BrokenLogitsError:
             self.broken = True
             return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
+        if likelihoods is not None and not self._vocabulary.is_end(token):
+            self._likely.append(likelihoods.told(token, self._vocabulary))
         return self._take(token)
 
     def cancel(self) -> list[Said]:
@@ -123,6 +170,8 @@ class Slot:
         if self._vocabulary.is_end(token):
             return self._finish("stop")
         self._last = token
+        if self._drafts is not None:
+            self._drafts.add(token)
         self._tokens += 1
         self._untold += 1
         said = self._tell(self._detokenizer.feed(self._vocabulary.piece(token)))
@@ -133,15 +182,18 @@ class Slot:
         return said
 
     def _tell(self, text: str) -> list[Said]:
-        if not text:
-            return []
+        return self._tell_all(text) if text else []
+
+    def _tell_all(self, text: str) -> list[Said]:
         tokens, self._untold = self._untold, 0
-        return [Text(self.request, text, tokens)]
+        likely, self._likely = self._likely, []
+        return [Text(self.request, text, tokens, likely)]
 
     def _finish(self, finish: str) -> list[Said]:
         end_s = time.perf_counter()
         self._end()
-        said = self._tell(self._detokenizer.finish())
+        text = self._detokenizer.finish()
+        said = self._tell_all(text) if text or self._likely else []
         if self._detokenizer.stopped and finish == "stop":
             finish = "stop_string"  # the end of the text completed it
         first_s = self._first_token_s or end_s
@@ -154,6 +206,8 @@ class Slot:
             prefill_ms=((self._prefilled_s or end_s) - (self._prefill_s or end_s)) * 1000,
             first_token_ms=(first_s - self._start_s) * 1000,
             decode_ms=(end_s - first_s) * 1000,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
         return [*said, generated]
 
