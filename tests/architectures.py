@@ -126,8 +126,8 @@ def _add_word_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     tokens += [*letters, *(f"\u2581{letter}" for letter in letters)]
     tokens += _words(size - len(tokens), "\u2581")
     writer.add_tokenizer_model("bert")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * 104 + [1] * (size - 104))
+    writer.add_token_list(tokens[:size])
+    writer.add_token_types(([3] * 104 + [1] * len(tokens))[:size])
     writer.add_token_type_count(2)
 
 

@@ -392,6 +392,35 @@ def test_a_model_made_for_vectors_pools_as_it_was_taught(bert: Any, bert_path: P
     assert np.abs(np.subtract(embedded.vectors[0], embedded.vectors[3])).max() > 1e-2
 
 
+def test_a_pass_of_texts_is_cut_short_when_nobody_in_it_is_wanted(bert: Any) -> None:
+    encoder = bert._loaded.encoder
+    bert.submit(EmbedTexts(1, [LETTERS * 4]))
+
+    class Cancelling(Beat):
+        """Cancels in the middle of a pass."""
+
+        __slots__ = ()
+
+        def tick(self) -> None:
+            super().tick()
+            if self.count == 5:
+                bert.cancel(1)
+
+    begun, encoder._beat = encoder._beat, Cancelling()
+    assert bert.step() == []
+    assert encoder._beat.count == 5
+    encoder._beat = begun
+    assert [said.code for said in bert.step()] == ["cancelled"]
+    assert end_of(run(bert, EmbedTexts(1, ["a"]))).pooling == "mean"
+
+
+def test_a_vocabulary_without_its_own_tokens_is_refused(folder: Path) -> None:
+    path = architectures.write_model(replace(architectures.BERT, vocabulary=102), folder / "odd.gguf")
+    with pytest.raises(EngineError, match="control tokens") as caught:
+        opened(path)
+    assert caught.value.code == "load_failed"
+
+
 def test_requests_for_vectors_share_passes(bert: Any) -> None:
     texts = ["ab cd", LETTERS, "ef"]
     alone = end_of(run(bert, EmbedTexts(1, texts))).vectors
@@ -435,6 +464,9 @@ def test_models_made_for_vectors_do_nothing_else(bert: Any, folder: Path) -> Non
         refusal = refused(bert, order)
         assert refusal.code == "unsupported"
         assert "vectors" in refusal.message
+    words = end_of(run(bert, TokenizeText(1, "ab cd", pieces=True)))
+    assert "".join(words.pieces).replace(" ", "") == "abcd"
+    assert end_of(run(bert, DetokenizeTokens(1, words.tokens))).text.replace(" ", "") == "abcd"
     bert.park()
     assert refused(bert, EmbedTexts(1, ["a"])).code == "not_loaded"
     bert.resume(ResumeModel(4 * 512, slots=4))
@@ -530,6 +562,25 @@ def test_guesses_serve_a_real_model_with_a_sliding_window(engine: Any) -> None:
     end = end_of(heard)
     assert end.accepted_tokens > 20
     assert POEM.startswith("9 green bottles" + text_of(heard)[:60])
+
+
+def test_a_slid_window_reaches_back_to_where_a_guess_began(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from h2qd.worker.llama import slot as slot_module  # noqa: PLC0415 - it needs the library
+
+    class Hopeful(slot_module.Drafts):  # type: ignore[name-defined, misc]
+        def draft(self, count: int) -> list[int]:
+            return (super().draft(count) or [506, 506, 506, 506, 506, 506, 506])[:count]
+
+        def checked(self, accepted: int) -> None:
+            pass
+
+    monkeypatch.setattr(slot_module, "Drafts", Hopeful)
+    heard = run(engine, Generate(1, 150, GREEDY, prompt=f"{POEM}\n\n" * 11 + STORY, ignore_eos=True))
+    end = end_of(heard)
+    assert isinstance(end, Generated), end
+    sequence = latest(engine).sequence
+    assert native.llama_memory_seq_pos_min(engine._loaded.batch.context._memory, sequence) > 0, "it slid"
+    assert (end.completion_tokens, end.accepted_tokens < end.drafted_tokens) == (150, True)
 
 
 def test_wrong_guesses_are_taken_back(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:

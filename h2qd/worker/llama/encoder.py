@@ -1,8 +1,8 @@
 """Texts to vectors with a model made for it (bert and the like): whole texts at a time, pooled as it was taught.
 
 Takes the place of `batch` for such a model, called by `engine`. Nothing is cached: attention goes both ways, so a
-text is computed in one pass or not at all. Short texts share a pass, of all requests in turns; a cancel counts from
-the next pass on. Invariant: a request is at work exactly from `join` to its last message.
+text is computed in one pass or not at all. Short texts share a pass, of all requests in turns; it is cut short only
+when nobody in it is wanted. Invariant: a request is at work exactly from `join` to its last message.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 
 from h2qd.wire.workers import EmbedTexts, GenerationFailed
-from h2qd.worker.engine import Said
+from h2qd.worker.engine import Beat, Said
+from h2qd.worker.llama.context import ABORTED
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.vectors import Texts, answered, finished
 
@@ -35,7 +36,7 @@ class Encoder:
     `size` is what one text may hold, in tokens.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, beat: Beat) -> None:
         self.pooling = model.pooling
         self.slots: int = native.llama_n_seq_max(model.context)
         self.size = model.batch
@@ -46,11 +47,16 @@ class Encoder:
         self._width: int = native.llama_model_n_embd_out(model.model)
         self._batch = native.llama_batch_init(model.batch, 0, 1)
         self._jobs: list[_Job] = []
+        self._taken: list[tuple[_Job, int]] = []  # the texts in the pass that runs
         self._steps = 0
+        self._beat = beat
+        self._interrupted = native.ggml_abort_callback(lambda _data: self._unwanted())
+        native.llama_set_abort_callback(self._context, self._interrupted, None)
 
     def close(self) -> None:
         """Let go of what is at work, and of what was allocated."""
         self._jobs.clear()
+        native.llama_set_abort_callback(self._context, native.ggml_abort_callback(), None)
         native.llama_batch_free(self._batch)
 
     @property
@@ -78,8 +84,10 @@ class Encoder:
         self._steps += 1
         if cancelled := [job for job in self._jobs if job.cancelled]:
             return [said for job in cancelled for said in self._fail(job, "cancelled", "the request was cancelled")]
-        taken = self._next()
+        self._taken = taken = self._next()
         status = self._compute([job.texts.tokens[at] for job, at in taken])
+        if status == ABORTED:  # by cancels, which the next step answers
+            return []
         said: list[Said] = []
         for sequence, (job, _) in enumerate(taken):
             if job not in self._jobs:  # a text before this one failed
@@ -124,6 +132,11 @@ class Encoder:
         status: int = native.llama_decode(self._context, batch)
         native.llama_synchronize(self._context)
         return status
+
+    def _unwanted(self) -> bool:
+        """Asked by a pass, many times: also the sign that it moves."""
+        self._beat.tick()
+        return all(job.cancelled for job, _ in self._taken)
 
     def _vector(self, sequence: int, job: _Job) -> list[float] | None:
         address = native.llama_get_embeddings_seq(self._context, sequence)

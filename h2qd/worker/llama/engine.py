@@ -166,7 +166,7 @@ class _Loaded:
     def open_batch(self, beat: Beat) -> None:
         """What works on the native context, which was made before."""
         if self.model.encodes:
-            self.encoder = Encoder(self.model)
+            self.encoder = Encoder(self.model, beat)
         else:
             self.batch = Batch(self.model, self.vocabulary, beat)
 

@@ -34,6 +34,9 @@ _ENCODERS = frozenset(
 )
 """Architectures whose attention goes both ways whatever the file says; the library gives them no KV cache."""
 
+_WORDPIECE_TOKENS_MIN = 104
+"""Up to here the library supposes control tokens of such a vocabulary; it ends the process where they are missing."""
+
 _WORD_CHARS_MAX = 64
 
 _KV_TYPES: dict[str, int] = {
@@ -138,8 +141,12 @@ def _check_kind(model: int) -> None:
         raise EngineError(
             "load_failed", "cannot load the model: it is a diffusion model, this engine runs decoders only"
         )
-    if native.llama_vocab_n_tokens(native.llama_model_get_vocab(model)) <= 0:
+    vocabulary = native.llama_model_get_vocab(model)
+    size = native.llama_vocab_n_tokens(vocabulary)
+    if size <= 0:
         raise EngineError("load_failed", "cannot load the model: it has no vocabulary")
+    if native.llama_vocab_type(vocabulary) == native.LLAMA_VOCAB_TYPE_WPM and size < _WORDPIECE_TOKENS_MIN:
+        raise EngineError("load_failed", "cannot load the model: its vocabulary lacks its own control tokens")
 
 
 def _pooling(model: int) -> tuple[str, bool]:

@@ -103,4 +103,4 @@ class Vocabulary:
 
     def is_special(self, token: int) -> bool:
         """Whether `token` comes of text only when that is tokenized with `special`."""
-        return bool(native.llama_vocab_get_attr(self.native, token) & _SPECIAL)
+        return token < self.size and bool(native.llama_vocab_get_attr(self.native, token) & _SPECIAL)
