@@ -40,6 +40,7 @@ class Tiny:
     tensors: Callable[["Tiny"], _Tensors]
     merges: bool = False
     tied: bool = True
+    context: int = 131_072
 
     def number(self, key: str) -> int:
         """A whole number of `keys`."""
@@ -59,10 +60,13 @@ def write_model(tiny: Tiny, path: Path) -> Path:
     writer.add_name(f"tiny {tiny.architecture}")
     writer.add_block_count(tiny.layers)
     writer.add_embedding_length(tiny.embedding)
-    writer.add_context_length(131_072)
+    writer.add_context_length(tiny.context)
     for key, value in tiny.keys.items():
         _add(writer, f"{tiny.architecture}.{key}", value)
-    (_add_merging_vocabulary if tiny.merges else _add_scored_vocabulary)(writer, tiny.vocabulary)
+    if tiny.architecture == "bert":
+        _add_word_vocabulary(writer, tiny.vocabulary)
+    else:
+        (_add_merging_vocabulary if tiny.merges else _add_scored_vocabulary)(writer, tiny.vocabulary)
     numbers = np.random.default_rng(tiny.embedding)
     for tensor, shape in _all_tensors(tiny):
         # What a convolution or a state is computed with has to be f32 in the engine, whatever the rest is.
@@ -81,6 +85,8 @@ def write_model(tiny: Tiny, path: Path) -> Path:
 def _add(writer: gguf.GGUFWriter, key: str, value: float | list[int]) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
     else:
@@ -110,6 +116,19 @@ def _add_merging_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_token_types([3] + [1] * len(words))
     writer.add_token_merges([f"{word[:-2]} {word[-2:]}" for word in words])
     writer.add_eos_token_id(0)
+
+
+def _add_word_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """As WordPiece has it: words begin with a blank, what goes on inside of one does not. Letters make any word."""
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+    tokens = [special.get(index, f"[unused{index}]") for index in range(104)]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens += [*letters, *(f"\u2581{letter}" for letter in letters)]
+    tokens += _words(size - len(tokens), "\u2581")
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens[:size])
+    writer.add_token_types(([3] * 104 + [1] * len(tokens))[:size])
+    writer.add_token_type_count(2)
 
 
 def _words(count: int, blank: str) -> list[str]:
@@ -240,6 +259,30 @@ def _lfm(tiny: Tiny) -> _Tensors:
             yield f"blk.{layer}.shortconv.conv.weight", (tiny.embedding, tiny.number("shortconv.l_cache"))
             yield f"blk.{layer}.shortconv.in_proj.weight", (3 * tiny.embedding, tiny.embedding)
             yield f"blk.{layer}.shortconv.out_proj.weight", (tiny.embedding, tiny.embedding)
+
+
+def _bert(tiny: Tiny) -> _Tensors:
+    """Positions are learned, attention goes both ways, and norms come last and have biases."""
+    width = tiny.number("feed_forward_length")
+    yield "token_types.weight", (2, tiny.embedding)
+    yield "position_embd.weight", (tiny.context, tiny.embedding)
+    yield from _norm("token_embd_norm", tiny)
+    for layer in range(tiny.layers):
+        block = f"blk.{layer}"
+        for name in ("q", "k", "v", "output"):
+            yield f"{block}.attn_{name}.weight", (tiny.embedding, tiny.embedding)
+            yield f"{block}.attn_{name}.bias", (tiny.embedding,)
+        yield from _norm(f"{block}.attn_output_norm", tiny)
+        yield f"{block}.ffn_up.weight", (width, tiny.embedding)
+        yield f"{block}.ffn_up.bias", (width,)
+        yield f"{block}.ffn_down.weight", (tiny.embedding, width)
+        yield f"{block}.ffn_down.bias", (tiny.embedding,)
+        yield from _norm(f"{block}.layer_output_norm", tiny)
+
+
+def _norm(name: str, tiny: Tiny) -> _Tensors:
+    yield f"{name}.weight", (tiny.embedding,)
+    yield f"{name}.bias", (tiny.embedding,)
 
 
 _EPSILON: dict[str, int | float | list[int]] = {"attention.layer_norm_rms_epsilon": 1e-6}
@@ -373,3 +416,39 @@ MODELS: dict[str, Tiny] = {
     ),
 }
 """By name. Between 30 and 120 MB each."""
+
+LLAMA_F32 = Tiny(
+    "llama",
+    Type.F32,
+    600,
+    128,
+    2,
+    {
+        **_EPSILON,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "feed_forward_length": 256,
+        "rope.dimension_count": 32,
+    },
+    _dense,
+    tied=False,
+)
+"""For comparisons: batches of other shapes round its numbers hardly differently."""
+
+BERT = Tiny(
+    "bert",
+    Type.F32,
+    400,
+    64,
+    2,
+    {
+        "attention.layer_norm_epsilon": 1e-6,
+        "attention.head_count": 4,
+        "attention.causal": False,
+        "pooling_type": 1,
+        "feed_forward_length": 128,
+    },
+    _bert,
+    context=512,
+)
+"""It generates nothing: it was made for vectors, the mean of what it says of a text's tokens."""

@@ -27,17 +27,17 @@ def check(engine: LlamaEngine) -> None:
     """The caches are what the library has; a request is in one place; nobody waits beside a free place."""
     batch = batch_of(engine)
     assert all(batch.context.agrees(cache) for cache in batch.context.caches)
-    at_work = [place.slot for place in batch._places if place.slot is not None]
+    at_work = [place.work for place in batch._places if place.work is not None]
     everywhere = [*at_work, *batch._line]
     assert len(everywhere) == len(set(everywhere)) == len(batch._open)
     assert set(everywhere) == set(batch._open.values())
     assert not any(slot.ended for slot in everywhere)
     assert not batch._line or len(at_work) == len(batch._places)
     for place in batch._places:
-        slot = place.slot
+        slot = place.work
         if slot is not None:
             assert slot.cache is place.cache
-            assert list(slot.text[: len(place.cache.tokens)]) == place.cache.tokens
+            assert not slot.text or list(slot.text[: len(place.cache.tokens)]) == place.cache.tokens
             assert not batch.sessions.holds(place.cache), "a session's cells change while a request works on them"
         assert 0 <= place.cache.whole <= len(place.cache.tokens) <= batch.context.size
     held = Counter(held.key for held in batch.sessions._held.values())

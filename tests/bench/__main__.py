@@ -26,9 +26,11 @@ from tests.bench import (
     idle,
     load,
     neighbour,
+    perplexity,
     round_trip,
     router,
     share,
+    speculation,
     stream,
     switch,
 )
@@ -50,6 +52,8 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "equality": equality.bench,
     "neighbour": neighbour.bench,
     "estimate": estimate.bench,
+    "perplexity": perplexity.bench,
+    "speculation": speculation.bench,
 }
 _QUIET_PERCENT = 10.0
 

@@ -3,11 +3,10 @@
 As the daemon does it, the imports are done before the fork, and what counts is by how much both processes together
 grew. The daemon takes that from their PSS, which other processes that map the same files would move here; so pages of
 files that either has mapped in are counted one by one. The child fills the context of every slot but for a few
-tokens, computes a batch on top with all the logits that there may be, answers a request, and is measured while that is
-at work. Contexts longer than
-`COMPUTED_TOKENS_MAX` are filled from a state made up of a short one, because a prefill of them takes minutes: the
-pages touched are the same (within 0.1 % for 4,096 tokens). Reads a JSON object a line, the fields of `Load`; writes
-one a line, {"held_bytes": …}.
+tokens, computes a batch on top with all the logits that there may be, answers a request, and is measured while that
+is at work. Contexts longer than `COMPUTED_TOKENS_MAX` are filled from a state made up of a short one, because a
+prefill of them takes minutes: the pages touched are the same (within 0.1 % for 4,096 tokens). Reads a JSON object a
+line, the fields of `Load`; writes one a line, {"held_bytes": …}.
 """
 
 import ctypes

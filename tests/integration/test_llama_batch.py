@@ -124,7 +124,7 @@ def test_a_long_prompt_does_not_stall_a_stream(engine: LlamaEngine, batch: Batch
     submit(engine, 1, STORY, max_tokens=1000)
     run(engine, lambda heard: len(heard) > 4)
     submit(engine, 2, "tree " * 700, max_tokens=1)
-    cache = next(place.cache for place in batch._places if place.slot is not None and place.slot.request == 2)
+    cache = next(place.cache for place in batch._places if place.work is not None and place.work.request == 2)
     silent, pieces = 0, []
     while len(cache.tokens) < 700:
         said = engine.step()
@@ -141,7 +141,7 @@ def test_prompts_get_on_evenly(engine: LlamaEngine, batch: Batch) -> None:
     for request in range(3):
         submit(engine, request, f"{request} " + "tree " * 500, max_tokens=1)
     while not any(isinstance(said, Generated) for said in engine.step()):
-        done = [len(place.cache.tokens) for place in batch._places if place.slot is not None]
+        done = [len(place.cache.tokens) for place in batch._places if place.work is not None]
         assert max(done) - min(done) <= 128
     run(engine)
 
@@ -204,10 +204,10 @@ def test_a_conversation_goes_on_beside_others(engine: LlamaEngine, batch: Batch)
 
 def computed(context: Context, cache: Cache, tokens: list[int], piece: int) -> NDArray[np.float32]:
     """The logits after `tokens`, of which the cache may have the first, in pieces of at most `piece`."""
-    row = -1
+    rows = range(0)
     while rest := tokens[len(cache.tokens) :]:
-        (row,) = context.decode([Piece(cache, rest[:piece], wanted=True)])
-    return context.logits(row).copy()
+        (rows,) = context.decode([Piece(cache, rest[:piece], wanted=1)])
+    return context.logits(rows[0]).copy()
 
 
 def test_whole_pieces_are_the_same_to_the_bit_however_they_are_computed(engine: LlamaEngine, batch: Batch) -> None:
@@ -218,8 +218,8 @@ def test_whole_pieces_are_the_same_to_the_bit_however_they_are_computed(engine: 
     at_once = computed(context, second, tokens, 2 * grid)
     np.testing.assert_array_equal(at_once, one_by_one)
     other = tokens_of(engine, "tree " * 2 * grid)[: 2 * grid]
-    rows = context.decode([Piece(third, tokens, wanted=True), Piece(fourth, other, wanted=True)])
-    np.testing.assert_array_equal(context.logits(rows[0]), one_by_one)
+    rows = context.decode([Piece(third, tokens, wanted=1), Piece(fourth, other, wanted=1)])
+    np.testing.assert_array_equal(context.logits(rows[0][0]), one_by_one)
     assert [cache.whole for cache in context.caches] == [2 * grid] * 4
 
 
@@ -371,7 +371,7 @@ def test_requests_by_chance_leak_no_slot_and_no_token(tiny: LlamaEngine) -> None
     while tiny.busy:
         ended += step_checked(tiny, open_requests)
     assert (ended, open_requests) == (requests, set())
-    assert not any(place.slot for place in batch._places)
+    assert not any(place.work for place in batch._places)
 
 
 def step_checked(engine: LlamaEngine, open_requests: set[int]) -> int:

@@ -100,6 +100,7 @@ def answer(engine: LlamaEngine, **options: Any) -> Answer:
             elif isinstance(said, Prefilling):
                 prefills.append(said)
             else:
+                assert isinstance(said, Generated | GenerationFailed)
                 ends.append(said)
     (end,) = ends
     return Answer(texts, prefills, end)
@@ -335,13 +336,13 @@ def test_logits_after_a_cached_beginning_are_the_same_to_the_bit(engine: LlamaEn
         while (rest := len(prompt) - len(cache.tokens)) > 0:
             start, count = len(cache.tokens), min(piece, rest)
             count = count // context.grid * context.grid or count
-            (row,) = context.decode([Piece(cache, prompt[start : start + count], wanted=True)])
-        return cached, context.logits(row).copy()
+            (rows,) = context.decode([Piece(cache, prompt[start : start + count], wanted=1)])
+        return cached, context.logits(rows[0]).copy()
 
     context.clear(cache)
     _, fresh = logits(512)
     for token in _tokens(engine, " and then they slept"):
-        context.decode([Piece(cache, [token], wanted=False)])
+        context.decode([Piece(cache, [token], wanted=0)])
     cached, again = logits(512)
     assert cached == len(prompt) // context.grid * context.grid
     np.testing.assert_array_equal(again, fresh)

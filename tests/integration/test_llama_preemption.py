@@ -250,11 +250,11 @@ def test_what_is_left_after_a_shift_is_read_at_its_new_place(kv_type: Any) -> No
     tokens = engine._loaded.vocabulary.tokenize("One. Two. Three. " * 60, special=False)[:250]
 
     def logits(whole: list[int]) -> Any:
-        (row,) = context.decode([Piece(cache, whole[len(cache.tokens) :], wanted=True)])
+        ((row,),) = context.decode([Piece(cache, whole[len(cache.tokens) :], wanted=1)])
         return context.logits(row).copy()
 
     context.clear_all()
-    context.decode([Piece(cache, tokens, wanted=False)])
+    context.decode([Piece(cache, tokens, wanted=0)])
     batch_of(engine).context.shift(cache, (gap := (64, 96)))  # type: ignore[arg-type]
     assert not context.settled(cache)
     kept = tokens[: gap[0]] + tokens[gap[0] + gap[1] :]

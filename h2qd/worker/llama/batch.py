@@ -18,19 +18,15 @@ had come token by token: it goes on with the same chooser, from logits that are 
 
 import time
 
-from h2qd.wire.workers import Generate
 from h2qd.worker.engine import Beat, Said
-from h2qd.worker.llama.context import Context, DecodeError
+from h2qd.worker.llama.context import Context, DecodeError, Piece
 from h2qd.worker.llama.line import gives_way, head
 from h2qd.worker.llama.model import Model
-from h2qd.worker.llama.overflow import Fit
 from h2qd.worker.llama.pace import Pace
-from h2qd.worker.llama.sampler import Chooser
 from h2qd.worker.llama.seating import Seating
 from h2qd.worker.llama.sessions import Disk, Sessions
 from h2qd.worker.llama.shares import Waiting, shares
-from h2qd.worker.llama.slot import Slot
-from h2qd.worker.llama.vocabulary import Vocabulary
+from h2qd.worker.llama.work import Work
 
 _PIECE_GRIDS = 2
 """A prompt's piece while nobody decodes, in grids: larger ones are no faster on a CPU, and newcomers wait longer."""
@@ -42,30 +38,27 @@ _INTERRUPTIBLE_TOKENS_MIN = 32
 class Batch:
     """Works on `model`'s context, which must outlive it; `close` must come before that is freed."""
 
-    def __init__(
-        self, model: Model, vocabulary: Vocabulary, beat: Beat, disk: Disk | None = None, kv_type: str = "f16"
-    ) -> None:
+    def __init__(self, model: Model, beat: Beat, disk: Disk | None = None, kv_type: str = "f16") -> None:
         self.context = Context(model, self._interrupted)
         self.sessions = Sessions(self.context, disk, kv_type, beat.tick)
-        self._vocabulary = vocabulary
         self._beat = beat
         self._pace = Pace(model.batch)
         self._seating = Seating(self.context, self.sessions)
         self._places = self._seating.places
-        self._line: list[Slot] = []
-        self._open: dict[int, Slot] = {}  # all, by request; for other threads
+        self._line: list[Work] = []
+        self._open: dict[int, Work] = {}  # all, by request; for other threads
         self._arrivals = 0
         self._steps = 0
         self._tokens_next = False  # after prompts it is the turn of those who decode
         self._spoiled = False  # a cell may hold numbers that are none
-        self._prefilling: list[Slot] = []  # who takes part in the pass that runs
+        self._prefilling: list[Work] = []  # who takes part in the pass that runs
 
     def close(self) -> None:
         """Let go of what is at work, and of what was allocated."""
         for slot in self._open.values():
             slot.close()
         for place in self._places:
-            place.slot = None
+            place.work = None
         self._line.clear()
         self._open.clear()
         self.context.close()
@@ -80,14 +73,13 @@ class Batch:
         """As many wait as there are places."""
         return len(self._open) >= 2 * len(self._places)
 
-    def join(self, order: Generate, prompt: Fit, chooser: Chooser, start_s: float) -> None:
+    def join(self, work: Work) -> None:
         """Take a request, into the place that serves it best or into the line; not when `full`. Computes nothing."""
-        slot = Slot(order, prompt, self.context.size, self._vocabulary, chooser, start_s)
         self._arrivals += 1
-        slot.arrived = self._arrivals
-        self._open[slot.request] = slot
-        self._line.append(slot)
-        paused = gives_way(self._at_work, slot) if not self._idle else None
+        work.arrived = self._arrivals
+        self._open[work.request] = work
+        self._line.append(work)
+        paused = gives_way(self._at_work, work) if not self._idle else None
         if paused is not None:
             self._pause(paused)
         self._seat_all()
@@ -110,7 +102,7 @@ class Batch:
         self._steps += 1
         said = self._cancelled() or self._pass()
         for place in self._places:
-            slot = place.slot
+            slot = place.work
             if slot is not None and slot.ended:
                 if slot.broken:
                     self.context.clear(place.cache)
@@ -128,22 +120,22 @@ class Batch:
 
     @property
     def _idle(self) -> bool:
-        return any(place.slot is None for place in self._places)
+        return any(place.work is None for place in self._places)
 
     def _seat_all(self) -> None:
-        while self._idle and (slot := head(self._line)) is not None:
-            self._line.remove(slot)
-            self._seating.seat(slot)
+        while self._idle and (work := head(self._line)) is not None:
+            self._line.remove(work)
+            self._seating.seat(work)
 
-    def _pause(self, slot: Slot) -> None:
-        place = next(place for place in self._places if place.slot is slot)
+    def _pause(self, work: Work) -> None:
+        place = next(place for place in self._places if place.work is work)
         self._seating.leave(place, self._steps)
-        slot.pause()
-        self._line.append(slot)
+        work.pause()
+        self._line.append(work)
 
     @property
-    def _at_work(self) -> list[Slot]:
-        return [place.slot for place in self._places if place.slot is not None]
+    def _at_work(self) -> list[Work]:
+        return [place.work for place in self._places if place.work is not None]
 
     def _cancelled(self) -> list[Said]:
         return [said for slot in self._open.values() if slot.cancelled for said in slot.cancel()]
@@ -155,23 +147,33 @@ class Batch:
             self._tokens_next = True
             return self._prefill(waiting, beside=bool(decoding))
         self._tokens_next = False
-        return self._decode(decoding) if decoding else []
+        return self._decode(decoding, alone=not waiting and len(decoding) == 1) if decoding else []
 
-    def _decode(self, slots: list[Slot]) -> list[Said]:
+    def _decode(self, slots: list[Work], *, alone: bool) -> list[Said]:
         for slot in slots:
             if (gap := slot.gap) is not None:
                 self.context.shift(slot.cache, gap)
                 slot.shifted(gap)
         began_s = time.perf_counter()
+        drafts = self._drafts(slots[0]) if alone else 0
+        pieces = [slot.next_of_answer(drafts) for slot in slots]
         try:
-            rows = self.context.decode([slot.next_of_answer() for slot in slots])
+            rows = self.context.decode(pieces)
         except DecodeError as error:
             return [said for slot in slots for said in slot.undecoded(error)]
-        said = [one for slot, row in zip(slots, rows, strict=True) for one in self._choose(slot, row)]
-        self._pace.decoded(time.perf_counter() - began_s)
+        said = self._computed(slots, pieces, rows)
+        if len(pieces[0].tokens) == 1:  # others tell nothing of a stream's pass
+            self._pace.decoded(time.perf_counter() - began_s)
         return said
 
-    def _prefill(self, waiting: list[Slot], *, beside: bool) -> list[Said]:
+    def _drafts(self, slot: Work) -> int:
+        """How many tokens a pass may guess for who decodes alone: as many as there are outputs, and room."""
+        if not self.context.trims:
+            return 0
+        room: int = min(self.context.outputs, self.context.batch, self.context.size - len(slot.cache.tokens))
+        return max(0, room - 1)
+
+    def _prefill(self, waiting: list[Work], *, beside: bool) -> list[Said]:
         taken = self._shares(waiting, beside=beside)
         slots = [slot for slot in waiting if taken.get(slot)]
         pieces = [slot.next_of_prompt(taken[slot]) for slot in slots]
@@ -184,30 +186,37 @@ class Batch:
             return [said for slot in slots for said in slot.undecoded(error)]
         if beside:
             self._pace.prefilled(tokens, time.perf_counter() - began_s)
-        said: list[Said] = []
-        for slot, row in zip(slots, rows, strict=True):
+        for slot in slots:
             slot.served = self._steps
-            if slot.rest:
-                said += slot.prefilled()
-                continue
-            said += slot.prompt_ended()
-            if not slot.ended:
-                said += self._choose(slot, row)
-        return said
+        return self._computed(slots, pieces, rows)
 
-    def _shares(self, waiting: list[Slot], *, beside: bool) -> dict[Slot, int]:
+    def _shares(self, waiting: list[Work], *, beside: bool) -> dict[Work, int]:
         grid = self.context.grid
         budget = self._pace.between_tokens() if beside else grid * max(_PIECE_GRIDS, len(waiting))
         ordered = sorted(waiting, key=lambda slot: slot.served)
-        asked = [Waiting(slot.rest, slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]
+        outputs = self.context.outputs // len(waiting)  # there is one for each place at least
+        asked = [Waiting(slot.ready(outputs), slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]
         return dict(zip(ordered, shares(asked, min(budget, self.context.batch), grid), strict=True))
 
-    def _choose(self, slot: Slot, row: int) -> list[Said]:
+    def _computed(self, slots: list[Work], pieces: list[Piece], rows: list[range]) -> list[Said]:
+        return [
+            said
+            for slot, piece, its_rows in zip(slots, pieces, rows, strict=True)
+            for said in self._told(slot, piece, its_rows)
+        ]
+
+    def _told(self, slot: Work, piece: Piece, rows: range) -> list[Said]:
+        """Tell `slot` what came of its piece."""
+        output = self.context.vector if piece.vector else self.context.logits
         try:
-            logits = self.context.logits(row)
+            outputs = [output(row) for row in rows]
         except DecodeError as error:
             return slot.undecoded(error)
-        return slot.choose(logits)
+        said = slot.computed(outputs)
+        surplus = slot.surplus
+        if surplus and not self.context.trim(slot.cache, len(slot.cache.tokens) - surplus) and not slot.ended:
+            said += slot.undecoded(DecodeError(-1))
+        return said
 
     def _interrupted(self) -> bool:
         """Asked by a large pass, many times a second: also the sign that it moves.

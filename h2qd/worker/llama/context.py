@@ -1,4 +1,4 @@
-"""A native context and its KV cache: which tokens each sequence holds, computing more, the logits asked for.
+"""A native context and its KV cache: which tokens each sequence holds, computing more, the outputs asked for.
 
 Every slot is a sequence with cells of its own. Called by `batch`; it decides nothing about who computes what.
 Invariant: a `Cache`'s `tokens` are exactly what its sequence holds, position by position, also after a failure.
@@ -66,11 +66,15 @@ class Cache:
 
 
 class Piece(NamedTuple):
-    """Tokens that come next in a sequence; `wanted`: the logits after the last of them."""
+    """Tokens that come next in a sequence; `wanted`: the outputs of so many of the last of them.
+
+    An output is the logits after a token, or what the last layer says of it: its `vector`.
+    """
 
     cache: Cache
     tokens: Sequence[int]
-    wanted: bool
+    wanted: int
+    vector: bool = False
 
 
 class Context:
@@ -84,6 +88,7 @@ class Context:
         self._context = context = model.context
         self.size: int = native.llama_n_ctx_seq(context)
         self.batch = min(model.batch, native.llama_n_batch(context))  # no more than a small context was asked for
+        self.outputs = model.outputs
         # Which shapes a GPU's library computes alike is not known, so only full pieces count there.
         self.grid = GRID_TOKENS_CPU if model.device == "cpu" else self.batch
         self.caches = [Cache(sequence) for sequence in range(native.llama_n_seq_max(context))]
@@ -99,12 +104,13 @@ class Context:
             lambda count: native.llama_set_n_threads(context, count, count),
             adapts=model.adapts,
         )
+        self._width: int = native.llama_model_n_embd_out(model.model)
         self._interrupted = native.ggml_abort_callback(lambda _data: interrupted())
         self._batch = batch = native.llama_batch_init(self.batch, 0, 1)
         for index in range(self.batch):
             batch.n_seq_id[index] = 1
         # Looked up once: through the structure, each access makes a new pointer.
-        self._tokens, self._positions, self._outputs = batch.token, batch.pos, batch.logits
+        self._tokens, self._positions, self._wanted = batch.token, batch.pos, batch.logits
         self._sequences = [batch.seq_id[index] for index in range(self.batch)]
 
     def close(self) -> None:
@@ -153,6 +159,20 @@ class Context:
         if not self.agrees(cache):
             self.clear(cache)
         return len(cache.tokens)
+
+    @property
+    def trims(self) -> bool:
+        """Whether `trim` can be used. Recurrent state cannot go back."""
+        return not self._recurrent
+
+    def trim(self, cache: Cache, count: int) -> bool:
+        """Take back the last tokens, but for the first `count`, of the latest decode. False: all had to go.
+
+        A sliding window loses no position that the token before that decode still saw, so it reaches back that far.
+        """
+        if not self._reaches_back(cache, count, exact=False):
+            self.clear(cache)
+        return self.keep(cache, count) == count
 
     def clear(self, cache: Cache) -> None:
         """Forget a sequence."""
@@ -265,39 +285,49 @@ class Context:
 
     # --- computing ----------------------------------------------------------------------------------
 
-    def decode(self, pieces: Sequence[Piece], *, interruptible: bool = False) -> list[int]:
-        """Compute up to `batch` tokens; for each piece, the row of its last token, to ask `logits` for.
+    def decode(self, pieces: Sequence[Piece], *, interruptible: bool = False) -> list[range]:
+        """Compute up to `batch` tokens; for each piece, the rows of its wanted tokens, for `logits` or `vector`.
 
-        `pieces` are of different sequences, in their order: the library computes neighbours together, and of each
-        only as many tokens as the shortest piece has; so pieces of one length go best together. Raises `DecodeError`.
+        At most `outputs` tokens are wanted in all; where a vector is, the library has all tokens of the batch as
+        outputs, so there are no more. `pieces` are of different sequences, in their order: the library computes
+        neighbours together, and of each only as many tokens as the shortest piece has; so pieces of one length go
+        best together. Raises `DecodeError`.
         """
         at = 0
         rows = []
-        for cache, tokens, wanted in pieces:
+        for cache, tokens, wanted, _ in pieces:
             position = len(cache.tokens)
             for token in tokens:
                 self._tokens[at] = token
                 self._positions[at] = position
                 self._sequences[at][0] = cache.sequence
-                self._outputs[at] = 0
+                self._wanted[at] = 0
                 at += 1
                 position += 1
-            self._outputs[at - 1] = wanted
-            rows.append(at - 1)
+            rows.append(range(at - wanted, at))
+            for row in rows[-1]:
+                self._wanted[row] = 1
         self._batch.n_tokens = at
+        vectors = any(piece.vector for piece in pieces)
+        if (at if vectors else sum(piece.wanted for piece in pieces)) > self.outputs:
+            raise RuntimeError("the library would end the process at so many outputs")
         self._crew.muster()
-        self._settle(self._run(interruptible=interruptible), pieces)
+        self._settle(self._run(interruptible=interruptible, vectors=vectors), pieces)
         even = len({len(piece.tokens) for piece in pieces}) == 1
-        for cache, tokens, _ in pieces:
+        for cache, tokens, _, _ in pieces:
             if even and cache.whole == len(cache.tokens) and len(tokens) % self.grid == 0:
                 cache.whole += len(tokens)
             cache.tokens.extend(tokens)
         return rows
 
-    def _run(self, *, interruptible: bool) -> int:
+    def _run(self, *, interruptible: bool, vectors: bool) -> int:
         if interruptible:
             native.llama_set_abort_callback(self._context, self._interrupted, None)
+        if vectors:
+            native.llama_set_embeddings(self._context, True)
         status: int = native.llama_decode(self._context, self._batch)
+        if vectors:
+            native.llama_set_embeddings(self._context, False)
         if interruptible:
             native.llama_set_abort_callback(self._context, native.ggml_abort_callback(), None)
         if status >= 0:  # an error comes before anything is moved
@@ -323,6 +353,14 @@ class Context:
             raise DecodeError(-1)
         logits: NDArray[np.float32] = np.ctypeslib.as_array(address, (self._vocabulary,))
         return logits
+
+    def vector(self, row: int) -> NDArray[np.float32]:
+        """What the last layer says of a wanted row of a vector's piece; a view, valid until the next decode."""
+        address = native.llama_get_embeddings_ith(self._context, row)
+        if not address:
+            raise DecodeError(-1)
+        vector: NDArray[np.float32] = np.ctypeslib.as_array(address, (self._width,))
+        return vector
 
 
 def _empty(cache: Cache) -> None:

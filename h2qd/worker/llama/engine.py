@@ -1,25 +1,47 @@
 """The engine contract (`h2qd.worker.engine`) on llama.cpp: one model, at most one context, a request for each slot.
 
-Turns an order into a prompt and a chooser; what is at work, and what a step does, is in `batch`. There may be twice
-as many requests as slots, for those of a higher priority pass others; beyond that, waiting is the supervisor's
-business. Called by the worker's loop.
+Turns an order into what is at work: a prompt and a chooser, sequences to score, texts to make vectors of. What a step
+does is in `batch`, or in `encoder` for models made for vectors. There may be twice as many requests as slots, for
+those of a higher priority pass others; beyond that, waiting is the supervisor's business. What needs no context (the
+tokens of a text, the text of tokens) is answered by the next step. Called by the worker's loop.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from llama_cpp import llama_cpp as native
 
-from h2qd.wire.workers import Generate, Loaded, LoadModel, ResumeModel, SessionsSaved, Task
+from h2qd.wire.workers import (
+    ChannelError,
+    Detokenized,
+    DetokenizeTokens,
+    EmbedTexts,
+    Generate,
+    GenerationFailed,
+    Loaded,
+    LoadModel,
+    ResumeModel,
+    ScoreText,
+    SessionsSaved,
+    Task,
+    Tokenized,
+    TokenizeText,
+    frame,
+)
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 from h2qd.worker.llama import model
 from h2qd.worker.llama.batch import Batch
 from h2qd.worker.llama.chat import chat_tokens
+from h2qd.worker.llama.encoder import Encoder
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.overflow import fit
 from h2qd.worker.llama.sampler import open_chooser
+from h2qd.worker.llama.scoring import Scoring, sequences
 from h2qd.worker.llama.sessions import Disk, check_key, open_disk, remove
+from h2qd.worker.llama.slot import Slot
 from h2qd.worker.llama.template import ChatTemplate
+from h2qd.worker.llama.vectors import Texts, Vectors
 from h2qd.worker.llama.vocabulary import Vocabulary
 
 BYTES_PER_TOKEN_MAX = 256
@@ -63,7 +85,7 @@ class LlamaEngine:
     def park(self) -> None:
         """Free the context, keep the model and its vocabulary."""
         loaded = self._loaded
-        if loaded is None or loaded.batch is None or loaded.batch.busy:
+        if loaded is None or not loaded.open or loaded.busy:
             raise RuntimeError("only an idle engine with a context can be parked")
         loaded.close_batch()
         loaded.model.free_context()
@@ -72,34 +94,42 @@ class LlamaEngine:
         """A context for the parked model. Raises `EngineError` (load_failed)."""
         start_s = time.perf_counter()
         loaded = self._loaded
-        if loaded is None or loaded.batch is not None:
+        if loaded is None or loaded.open:
             raise RuntimeError("only a parked engine can be resumed")
         self._beat.tick()
         loaded.model.open_context(order)
         return self._ready(loaded, order, start_s)
 
     def _ready(self, loaded: "_Loaded", order: LoadModel | ResumeModel, start_s: float) -> Loaded:
-        batch = loaded.batch = Batch(loaded.model, loaded.vocabulary, self._beat, loaded.disk, order.kv_type)
-        return Loaded(batch.context.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
+        loaded.open_batch(self._beat, order.kv_type)
+        return Loaded(loaded.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
 
     def submit(self, order: Task) -> None:
         """Take a request.
 
-        Raises `EngineError`: not_loaded, queue_full, invalid_request, unsupported, context_overflow, invalid_grammar,
+        Raises `EngineError`: not_loaded, queue_full, invalid_request, context_overflow, unsupported, invalid_grammar,
         no_chat_template, invalid_messages.
         """
-        if not isinstance(order, Generate):
-            raise EngineError("unsupported", "cannot do this yet")
         start_s = time.perf_counter()
         loaded = self._loaded
         if loaded is None:
-            raise EngineError("not_loaded", "cannot generate: no model is loaded")
-        batch = loaded.batch
-        if batch is None:
-            raise EngineError("not_loaded", "cannot generate: the model is parked")
-        if batch.full:
-            count = len(batch.context.caches)
-            raise EngineError("queue_full", f"cannot take another request: this engine works on {count} at a time")
+            raise EngineError("not_loaded", "cannot do this: no model is loaded")
+        if not loaded.open:
+            raise EngineError("not_loaded", "cannot do this: the model is parked")
+        match order:
+            case Generate():
+                self._generate(order, loaded, start_s)
+            case ScoreText():
+                batch = loaded.free_batch("score")
+                found = sequences(order, loaded.vocabulary, batch.context.size)
+                batch.join(Scoring(order, found, batch.context, loaded.vocabulary, start_s))
+            case EmbedTexts():
+                loaded.embed(order, start_s)
+            case TokenizeText() | DetokenizeTokens():
+                loaded.translate(order)
+
+    def _generate(self, order: Generate, loaded: "_Loaded", start_s: float) -> None:
+        batch = loaded.free_batch("generate")
         if order.session:
             check_key(order.session)
         if order.overflow == "shift" and batch.context.unshiftable:
@@ -111,28 +141,28 @@ class LlamaEngine:
             raise _overflow(f"has {len(prompt)} tokens", size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
         chooser = open_chooser(order.sampler, loaded.vocabulary, fitted.tokens, banned=banned)
-        batch.join(order, fitted, chooser, start_s)
+        batch.join(Slot(order, fitted, size, loaded.vocabulary, chooser, start_s))
 
     def cancel(self, request: int) -> None:
         """Give `request` up, at the latest after one pass; a prefill of its own is cut short. From any thread."""
         loaded = self._loaded
-        batch = loaded.batch if loaded is not None else None
-        if batch is not None:
-            batch.cancel(request)
+        at_work = (loaded.batch or loaded.encoder) if loaded is not None else None
+        if at_work is not None:
+            at_work.cancel(request)
 
     def step(self) -> Sequence[Said]:
         """Pieces of prompts, or a token for everybody else, in turns."""
-        if self._loaded is None or self._loaded.batch is None or not self._loaded.batch.busy:
+        loaded = self._loaded
+        if loaded is None or not loaded.busy:
             return []
         self._beat.tick()
-        return self._loaded.batch.step()
+        return loaded.step()
 
     @property
     def busy(self) -> bool:
         """Requests are at work."""
         loaded = self._loaded
-        batch = loaded.batch if loaded is not None else None
-        return batch is not None and batch.busy
+        return loaded is not None and loaded.busy
 
     def stop(self) -> None:
         """Nothing of this engine lives outside of its process."""
@@ -153,13 +183,95 @@ class _Loaded:
         self.disk = disk
         self.vocabulary = Vocabulary(loaded.model)
         self.batch: Batch | None = None
+        self.encoder: Encoder | None = None
+        self._translations: deque[TokenizeText | DetokenizeTokens] = deque()
         self._template: ChatTemplate | None = None
+
+    def open_batch(self, beat: Beat, kv_type: str) -> None:
+        """What works on the native context, which was made before."""
+        if self.model.encodes:
+            self.encoder = Encoder(self.model, beat)
+        else:
+            self.batch = Batch(self.model, beat, self.disk, kv_type)
 
     def close_batch(self) -> None:
         """Let go of what lies around the native context, which may be freed then."""
-        batch, self.batch = self.batch, None
-        if batch is not None:
-            batch.close()
+        at_work = self.batch or self.encoder
+        self.batch = self.encoder = None
+        if at_work is not None:
+            at_work.close()
+
+    @property
+    def open(self) -> bool:
+        """There is a context: the model is not parked."""
+        return self.batch is not None or self.encoder is not None
+
+    @property
+    def size(self) -> int:
+        """What one request may use of the context, in tokens; of a model made for vectors, what one text may have."""
+        if self.batch is not None:
+            return self.batch.context.size
+        return self.encoder.size if self.encoder is not None else 0
+
+    @property
+    def busy(self) -> bool:
+        """Requests are at work."""
+        at_work = self.batch or self.encoder
+        return bool(self._translations) or (at_work is not None and at_work.busy)
+
+    def step(self) -> Sequence[Said]:
+        """A translation that waits, and one pass of the others."""
+        said: list[Said] = []
+        if self._translations:
+            said.append(self._translated(self._translations.popleft()))
+        at_work = self.batch or self.encoder
+        return said + at_work.step() if at_work is not None and at_work.busy else said
+
+    def free_batch(self, verb: str) -> Batch:
+        """The batch, which takes another request. Raises `EngineError` (unsupported, queue_full)."""
+        if self.batch is None or self.model.pooling:
+            raise EngineError("unsupported", f"cannot {verb}: this model was made to turn texts into vectors only")
+        if self.batch.full:
+            raise _full(len(self.batch.context.caches))
+        return self.batch
+
+    def embed(self, order: EmbedTexts, start_s: float) -> None:
+        """Take the texts into what makes vectors of them. Raises `EngineError`."""
+        width = native.llama_model_n_embd_out(self.model.model)
+        batch, encoder = self.batch, self.encoder
+        if encoder is not None:
+            if encoder.full:
+                raise _full(encoder.slots)
+            encoder.join(order, Texts(order, self.vocabulary, encoder.size, width), start_s)
+        elif batch is not None:
+            if batch.full:
+                raise _full(len(batch.context.caches))
+            texts = Texts(order, self.vocabulary, batch.context.size, width)
+            batch.join(Vectors(order, texts, batch.context, start_s))
+
+    def translate(self, order: TokenizeText | DetokenizeTokens) -> None:
+        """Answer with the next step. Raises `EngineError` (invalid_request)."""
+        if isinstance(order, DetokenizeTokens):
+            for token in order.tokens:
+                if not 0 <= token < self.vocabulary.size:
+                    raise EngineError(
+                        "invalid_request", f"cannot tell the text of token {token}: there are {self.vocabulary.size}"
+                    )
+        self._translations.append(order)
+
+    def _translated(self, order: TokenizeText | DetokenizeTokens) -> Said:
+        answer: Tokenized | Detokenized
+        if isinstance(order, DetokenizeTokens):
+            answer = Detokenized(order.request, self.vocabulary.detokenize(order.tokens))
+        else:
+            tokens = self.vocabulary.tokenize(order.text, special=order.special)
+            pieces = [self.vocabulary.shown(token) for token in tokens] if order.pieces else []
+            answer = Tokenized(order.request, tokens, pieces)
+        try:
+            frame(answer)
+        except ChannelError:  # how long a token's text is, is for the vocabulary to say
+            return GenerationFailed(order.request, "invalid_request", "cannot tell it in one message: ask for less")
+        return answer
 
     def prompt(self, order: Generate, room: int) -> list[int]:
         """The tokens of a prompt or a conversation, at least one, for `room` tokens. Raises `EngineError`."""
@@ -186,6 +298,10 @@ class _Loaded:
                 raise EngineError("no_chat_template", "cannot answer a conversation: the model has no chat template")
             self._template = ChatTemplate(source)
         return self._template
+
+
+def _full(count: int) -> EngineError:
+    return EngineError("queue_full", f"cannot take another request: this engine works on {count} at a time")
 
 
 def _overflow(what: str, size: int) -> EngineError:

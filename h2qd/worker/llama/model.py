@@ -20,6 +20,25 @@ from h2qd.worker.llama.threads import thread_count
 
 _LOAD_MODE_MMAP = native.LLAMA_LOAD_MODE_MMAP
 
+ENCODED_TOKENS_MAX = 2048
+"""Of a text that an encoder takes: it needs buffers for the logits of each token, though it has none."""
+
+_POOLINGS: dict[int, str] = {
+    native.LLAMA_POOLING_TYPE_MEAN: "mean",
+    native.LLAMA_POOLING_TYPE_CLS: "cls",
+    native.LLAMA_POOLING_TYPE_LAST: "last",
+}
+_ENCODERS = frozenset(
+    {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert"}
+    | {"nomic-bert-moe"}
+)
+"""Architectures whose attention goes both ways whatever the file says; the library gives them no KV cache."""
+
+_WORDPIECE_TOKENS_MIN = 104
+"""Up to here the library supposes control tokens of such a vocabulary; it ends the process where they are missing."""
+
+_WORD_CHARS_MAX = 64
+
 _KV_TYPES: dict[str, int] = {
     "f16": native.GGML_TYPE_F16,
     "q8_0": native.GGML_TYPE_Q8_0,
@@ -33,6 +52,8 @@ class Model:
 
     The context computes `batch` tokens at once at most, and the logits of `outputs` of them. `adapts`: there may be
     fewer threads than `threads` at times, since nobody set their number.
+    `pooling` is set for a model made for vectors (mean, cls or last): it does not generate. `encodes`: its context
+    takes whole texts only, see `encoder`.
     """
 
     model: int
@@ -40,17 +61,22 @@ class Model:
     device: str
     threads: int
     adapts: bool
+    pooling: str = ""
+    encodes: bool = False
     batch: int = 0
     outputs: int = 0
 
     def open_context(self, order: LoadModel | ResumeModel) -> None:
         """Make the context of `order`, for a model without one. Raises `EngineError` (load_failed)."""
         log.capture()  # what it told of the file is no reason for this
-        context: int | None = native.llama_init_from_model(self.model, _context_params(order, self.threads))
+        params = _context_params(order, self.threads)
+        if self.encodes:
+            _encode(params, self.pooling, min(order.ctx // order.slots, native.llama_model_n_ctx_train(self.model)))
+        context: int | None = native.llama_init_from_model(self.model, params)
         if not context:
             raise _no_context(order)
         self.context = context
-        self.batch, self.outputs = order.batch, _outputs(order)
+        self.batch, self.outputs = params.n_batch, params.n_outputs_max
 
     def free_context(self) -> None:
         """Give the context's memory back, to the kernel too; what it points to may not be used after."""
@@ -91,6 +117,7 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     model = Model(address, 0, device, thread_count(order.threads), adapts=order.threads == 0 and device == "cpu")
     try:
         _check_kind(model.model)
+        model.pooling, model.encodes = _pooling(model.model)
         model.open_context(order)
     except BaseException:
         model.free()
@@ -117,8 +144,42 @@ def _check_kind(model: int) -> None:
         raise EngineError(
             "load_failed", "cannot load the model: it is a diffusion model, this engine runs decoders only"
         )
-    if native.llama_vocab_n_tokens(native.llama_model_get_vocab(model)) <= 0:
+    vocabulary = native.llama_model_get_vocab(model)
+    size = native.llama_vocab_n_tokens(vocabulary)
+    if size <= 0:
         raise EngineError("load_failed", "cannot load the model: it has no vocabulary")
+    if native.llama_vocab_type(vocabulary) == native.LLAMA_VOCAB_TYPE_WPM and size < _WORDPIECE_TOKENS_MIN:
+        raise EngineError("load_failed", "cannot load the model: its vocabulary lacks its own control tokens")
+
+
+def _pooling(model: int) -> tuple[str, bool]:
+    """What a model made for vectors makes them of, and whether it needs whole texts for that. Raises `EngineError`.
+
+    The library tells it of a context only. Where nothing is said, a model that generates has none, others the mean.
+    """
+    architecture = _told(model, "general.architecture")
+    told = _told(model, f"{architecture}.pooling_type")
+    pooling = int(told) if told.isdecimal() else native.LLAMA_POOLING_TYPE_NONE
+    if pooling == native.LLAMA_POOLING_TYPE_RANK:
+        raise EngineError("load_failed", "cannot load the model: it ranks pairs of texts, this engine does not")
+    both_ways = _told(model, f"{architecture}.attention.causal") == "false" or architecture in _ENCODERS
+    name = _POOLINGS.get(pooling, "mean" if both_ways else "")
+    return name, both_ways or name in {"mean", "cls"}
+
+
+def _told(model: int, key: str) -> str:
+    """What the model's file says under `key`; empty when it says nothing, or more than fits."""
+    value = ctypes.create_string_buffer(_WORD_CHARS_MAX)
+    length = native.llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode("utf-8", "replace") if 0 <= length < len(value) else ""
+
+
+def _encode(params: native.llama_context_params, pooling: str, tokens: int) -> None:
+    """Have the context turn whole texts of at most so many tokens into vectors."""
+    params.embeddings = True
+    params.pooling_type = next(number for number, name in _POOLINGS.items() if name == pooling)
+    params.n_batch = params.n_ubatch = max(1, min(tokens, ENCODED_TOKENS_MAX))
+    params.n_outputs_max = params.n_batch
 
 
 def _context_params(order: LoadModel | ResumeModel, threads: int) -> native.llama_context_params:
@@ -136,6 +197,7 @@ def _context_params(order: LoadModel | ResumeModel, threads: int) -> native.llam
         params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_ENABLED
     params.n_threads = params.n_threads_batch = threads
     params.swa_full = False  # sliding-window layers keep their window, not the whole context
+    params.pooling_type = native.LLAMA_POOLING_TYPE_NONE  # a text's last token is an output like any other
     params.no_perf = True
     return params
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from h2qd.worker.llama.context import Cache, Context
 from h2qd.worker.llama.placement import Candidate, place
 from h2qd.worker.llama.sessions import Sessions
-from h2qd.worker.llama.slot import Slot
+from h2qd.worker.llama.work import Work
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +20,7 @@ class Place:
     """A sequence of the cache, and the request at work on it, if any. `used` is the step of its last end."""
 
     cache: Cache
-    slot: Slot | None = None
+    work: Work | None = None
     used: int = 0
 
 
@@ -32,30 +32,30 @@ class Seating:
         self._context = context
         self._sessions = sessions
 
-    def seat(self, slot: Slot) -> None:
-        """Give `slot` a place; only when one is idle. Computes nothing, but may write and read a file."""
-        at = self._own(slot) or self._restored(slot) or self._any(slot)
-        at.slot = slot
-        slot.seat(at.cache)
+    def seat(self, work: Work) -> None:
+        """Give `work` a place; only when one is idle. Computes nothing, but may write and read a file."""
+        at = self._own(work) or self._restored(work) or self._any(work)
+        at.work = work
+        work.seat(at.cache)
 
     def leave(self, at: Place, step: int) -> None:
         """The request at work there ended or pauses."""
-        slot, at.slot, at.used = at.slot, None, step
+        work, at.work, at.used = at.work, None, step
         if at.cache.clean is not None:
             self._context.keep(at.cache, at.cache.clean)
-        if slot is not None and slot.session:
-            self._sessions.belongs(at.cache, slot.session)
+        if work is not None and work.session:
+            self._sessions.belongs(at.cache, work.session)
 
-    def _own(self, slot: Slot) -> Place | None:
+    def _own(self, work: Work) -> Place | None:
         """The place that holds the session, unless another request of it is at work or it has nothing of the text.
 
         All common tokens, however they were computed: a session's text depends on its own history only. One that goes
         on after all it has gives the same text as from its file; with a slid window, a file may serve less otherwise.
         """
-        cache = self._sessions.cache_of(slot.session) if slot.session else None
+        cache = self._sessions.cache_of(work.session) if work.session else None
         if cache is None:
             return None
-        kept = self._context.reusable(cache, slot.text, exact=False)
+        kept = self._context.reusable(cache, work.text, exact=False)
         if kept == 0:
             return None
         self._sessions.take(cache)
@@ -65,20 +65,20 @@ class Seating:
             self._context.keep(cache, kept)
         return next(at for at in self.places if at.cache is cache)
 
-    def _restored(self, slot: Slot) -> Place | None:
-        saved = self._sessions.saved(slot.session, slot.text) if slot.session else None
-        if saved is None or saved.shared <= max(self._kept(slot.text)):
+    def _restored(self, work: Work) -> Place | None:
+        saved = self._sessions.saved(work.session, work.text) if work.session else None
+        if saved is None or saved.shared <= max(self._kept(work.text)):
             return None
         at, _ = self._choose([0] * len(self.places))
         self._sessions.leave(at.cache)
         if not self._sessions.restore(saved, at.cache):
             return None
-        kept = self._context.reusable(at.cache, slot.text, exact=False)
+        kept = self._context.reusable(at.cache, work.text, exact=False)
         self._context.keep(at.cache, kept)
         return at if kept else None
 
-    def _any(self, slot: Slot) -> Place:
-        kept = self._kept(slot.text)
+    def _any(self, work: Work) -> Place:
+        kept = self._kept(work.text)
         at, source = self._choose(kept)
         self._sessions.leave(at.cache)
         if source is not None:
@@ -88,13 +88,13 @@ class Seating:
 
     def _kept(self, text: Sequence[int]) -> list[int]:
         """Of how many first tokens of `text` each cache has the cells; alone, only those that change nothing."""
-        exact = all(at.slot is None for at in self.places)
+        exact = all(at.work is None for at in self.places)
         return [self._context.reusable(at.cache, text, exact=exact) for at in self.places]
 
     def _choose(self, kept: Sequence[int]) -> tuple[Place, int | None]:
         chosen = place(
             [
-                Candidate(count, len(at.cache.tokens), at.slot is None, at.used, self._sessions.holds(at.cache))
+                Candidate(count, len(at.cache.tokens), at.work is None, at.used, self._sessions.holds(at.cache))
                 for count, at in zip(kept, self.places, strict=True)
             ],
             self._context.size,

@@ -11,22 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, Prefilling, Text
+from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
 from h2qd.worker.engine import Said
 from h2qd.worker.llama.context import ABORTED, NO_ROOM, Cache, DecodeError, Piece
 from h2qd.worker.llama.detokenizer import Detokenizer
+from h2qd.worker.llama.drafts import Drafts
+from h2qd.worker.llama.logprobs import Likelihoods
 from h2qd.worker.llama.overflow import Fit, Gap, gap
 from h2qd.worker.llama.sampler import BrokenLogitsError, Chooser, GrammarTooSlowError, NoTokenLeftError
 from h2qd.worker.llama.vocabulary import Vocabulary
-
-_NOWHERE = -1
-
-TOLD_S_MIN = 0.2
-"""Progress of a prefill is told at most this often."""
+from h2qd.worker.llama.work import NOWHERE, TOLD_S_MIN
 
 
 class Slot:
-    """Answers `order`, whose prompt is `prompt`: at least one token, and room in `size` for one more.
+    """`Work` that answers `order`, whose prompt is `prompt`: at least one token, and room in `size` for one more.
 
     `cancelled` may be set from any thread. `start_s` (perf_counter) is when the request came. `served` and `arrived`
     belong to who decides whose turn it is.
@@ -44,7 +42,7 @@ class Slot:
         self.request = order.request
         self.priority = order.priority
         self.session = order.session
-        self.cache = Cache(_NOWHERE)
+        self.cache = Cache(NOWHERE)
         self.arrived = 0
         self.cancelled = False
         self.ended = False
@@ -64,6 +62,10 @@ class Slot:
         self._tokens = 0
         self._untold = 0  # tokens whose text was held back, or is on its way
         self._last = 0  # the token chosen last: in the answer, not yet in the cache
+        self._likely: list[ChosenToken] = []  # of the untold tokens, where asked for
+        self._drafts: Drafts | None = None
+        self._draft: list[int] = []  # what is guessed to follow the last token
+        self._drafted = self._accepted = 0
         self._start_s = self._told_s = start_s
         self._prefill_s = self._prefilled_s = self._first_token_s = 0.0  # 0: not yet
 
@@ -77,8 +79,9 @@ class Slot:
         """Leave the cache; all of the text is to be computed again, also the answer so far."""
         if self.gap is not None:  # or it would not fit
             self.shifted(self.gap)
-        self.cache = Cache(_NOWHERE)
+        self.cache = Cache(NOWHERE)
         self._prefill = len(self._text)
+        self._draft = []
 
     @property
     def text(self) -> Sequence[int]:
@@ -102,16 +105,56 @@ class Slot:
         del self._text[gap.start : gap.start + gap.length]
         self._prefill = 0
 
+    @property
+    def surplus(self) -> int:
+        """Tokens in the cache that were guessed wrongly, or follow the end."""
+        return len(self._draft)
+
+    def ready(self, outputs: int) -> int:
+        """All of the rest: an output is wanted of its last token only."""
+        del outputs
+        return self.rest
+
     def next_of_prompt(self, count: int) -> Piece:
         """The next `count` tokens of the text."""
         if self._prefill_s == 0:
             self._prefill_s = time.perf_counter()
+        self._draft = []
         done = len(self.cache.tokens)
-        return Piece(self.cache, self._text[done : done + count], count == self.rest and self._tokens_max > 0)
+        return Piece(self.cache, self._text[done : done + count], int(count == self.rest and self._tokens_max > 0))
 
-    def next_of_answer(self) -> Piece:
-        """The token chosen last."""
-        return Piece(self.cache, (self._last,), wanted=True)
+    def next_of_answer(self, drafts: int) -> Piece:
+        """The token chosen last, and at most so many that are guessed to follow."""
+        self._draft = []
+        if drafts and self._order.speculate:
+            if self._drafts is None:
+                self._drafts = Drafts(self._text)
+            self._draft = self._drafts.draft(drafts)
+            self._drafted += len(self._draft)
+        return Piece(self.cache, (self._last, *self._draft), 1 + len(self._draft))
+
+    def computed(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
+        """See `Work`: more of the prompt, its end, or tokens to choose."""
+        if self.rest:
+            return self.prefilled()
+        said = self.prompt_ended() if self._prefilled_s == 0 else []
+        return said if self.ended else said + self._choose_in_turn(outputs)
+
+    def _choose_in_turn(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
+        """Choose the next token, and go on as long as it is what was guessed; `surplus` is what is left."""
+        said: list[Said] = []
+        guessed = bool(self._draft)
+        accepted = 0
+        for logits in outputs:
+            said += self.choose(logits)
+            if self.ended or not self._draft or self._draft[0] != self._last:
+                break
+            del self._draft[0]
+            accepted += 1
+        self._accepted += accepted
+        if guessed and self._drafts is not None:
+            self._drafts.checked(accepted)
+        return said
 
     def prefilled(self) -> list[Said]:
         """A piece was computed after which more of the prompt is to come: how far it is, now and then."""
@@ -123,11 +166,12 @@ class Slot:
 
     def prompt_ended(self) -> list[Said]:
         """The prompt is in the cache; where a token is wanted, `choose` comes next."""
-        self._prefilled_s = self._prefilled_s or time.perf_counter()
+        self._prefilled_s = time.perf_counter()
         return self._finish("length") if self._tokens_max <= 0 else []
 
     def choose(self, logits: NDArray[np.float32]) -> list[Said]:
         """Choose a token by `logits`, which may be changed by that."""
+        likelihoods = Likelihoods(logits, self._order.logprobs) if self._order.logprobs is not None else None
         try:
             token = self._chooser.choose(logits)
         except NoTokenLeftError:
@@ -139,6 +183,8 @@ class Slot:
         except BrokenLogitsError:
             self.broken = True
             return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
+        if likelihoods is not None and not self._vocabulary.is_end(token):
+            self._likely.append(likelihoods.told(token, self._vocabulary))
         return self._take(token)
 
     def cancel(self) -> list[Said]:
@@ -164,6 +210,8 @@ class Slot:
             return self._finish("stop")
         self._last = token
         self._text.append(token)
+        if self._drafts is not None:
+            self._drafts.add(token)
         self._tokens += 1
         self._untold += 1
         said = self._tell(self._detokenizer.feed(self._vocabulary.piece(token)))
@@ -174,15 +222,18 @@ class Slot:
         return said
 
     def _tell(self, text: str) -> list[Said]:
-        if not text:
-            return []
+        return self._tell_all(text) if text else []
+
+    def _tell_all(self, text: str) -> list[Said]:
         tokens, self._untold = self._untold, 0
-        return [Text(self.request, text, tokens)]
+        likely, self._likely = self._likely, []
+        return [Text(self.request, text, tokens, likely)]
 
     def _finish(self, finish: str) -> list[Said]:
         end_s = time.perf_counter()
         self._end()
-        said = self._tell(self._detokenizer.finish())
+        text = self._detokenizer.finish()
+        said = self._tell_all(text) if text or self._likely else []
         if self._detokenizer.stopped and finish == "stop":
             finish = "stop_string"  # the end of the text completed it
         first_s = self._first_token_s or end_s
@@ -196,6 +247,8 @@ class Slot:
             first_token_ms=(first_s - self._start_s) * 1000,
             decode_ms=(end_s - first_s) * 1000,
             truncated_tokens=self._prompt.truncated,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
         return [*said, generated]
 

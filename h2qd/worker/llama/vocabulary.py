@@ -1,15 +1,17 @@
 """A model's tokens: text to tokens, a token to its bytes, and the few tokens that mean something.
 
-No state of a request is here. Called by `slot`, `chat` and `sampler`.
+No state of a request is here. Called by all that deal with texts.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cached_property
 
 from llama_cpp import llama_cpp as native
 
 _SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
 _PIECE_BYTES = 128
+_SHOWN_CHARS_MAX = 4096  # as in `wire.workers.Piece`
 
 TOKENS_PER_BYTE_MAX = 16
 """A vocabulary that makes more of a text is broken."""
@@ -26,16 +28,19 @@ class Vocabulary:
         self.adds_bos = self.bos is not None and bool(native.llama_vocab_get_add_bos(self.native))
         self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """The tokens of `text`, with none added. `special`: control tokens written out in it count as such."""
+    def tokenize(self, text: str, *, special: bool, framed: bool = False) -> list[int]:
+        """The tokens of `text`. `special`: control tokens written out in it count as such.
+
+        `framed`: with those that the model wants around a text; none otherwise.
+        """
         data = text.encode("utf-8", "replace")
         room = len(data) + 2  # tokens are seldom shorter than a byte; some models put a space in front
         tokens = (ctypes.c_int32 * room)()
-        count = native.llama_tokenize(self.native, data, len(data), tokens, room, False, special)
+        count = native.llama_tokenize(self.native, data, len(data), tokens, room, framed, special)
         if -room * TOKENS_PER_BYTE_MAX <= count < 0:  # a vocabulary that lacks bytes may write them in several tokens
             room = -count
             tokens = (ctypes.c_int32 * room)()
-            count = native.llama_tokenize(self.native, data, len(data), tokens, room, False, special)
+            count = native.llama_tokenize(self.native, data, len(data), tokens, room, framed, special)
         if count < 0:
             raise ValueError(f"{-count} tokens of {len(data)} bytes")
         return tokens[:count]
@@ -47,6 +52,27 @@ class Vocabulary:
             self._buffer = ctypes.create_string_buffer(-length)
             length = native.llama_token_to_piece(self.native, token, self._buffer, len(self._buffer), 0, False)
         return self._buffer.raw[:length]
+
+    def shown(self, token: int) -> str:
+        """What `token` reads like alone, control tokens by their names; bytes that are no characters as U+FFFD."""
+        room = len(self._buffer)
+        length = native.llama_token_to_piece(self.native, token, self._buffer, room, 0, True)
+        if length < 0:
+            self._buffer = ctypes.create_string_buffer(-length)
+            length = native.llama_token_to_piece(self.native, token, self._buffer, -length, 0, True)
+        return self._buffer.raw[:length].decode("utf-8", "replace")[:_SHOWN_CHARS_MAX]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, of which each is in the vocabulary; control tokens by their names."""
+        given = (ctypes.c_int32 * len(tokens))(*tokens)
+        room = 8 * len(tokens) + _PIECE_BYTES
+        text = ctypes.create_string_buffer(room)
+        length = native.llama_detokenize(self.native, given, len(tokens), text, room, False, True)
+        if length < 0:
+            room = -length
+            text = ctypes.create_string_buffer(room)
+            length = native.llama_detokenize(self.native, given, len(tokens), text, room, False, True)
+        return text.raw[: max(0, length)].decode("utf-8", "replace")
 
     def name(self, token: int) -> str:
         """How a control token is written, for example "<eos>"; empty when there is none of this number."""
@@ -77,4 +103,4 @@ class Vocabulary:
 
     def is_special(self, token: int) -> bool:
         """Whether `token` comes of text only when that is tokenized with `special`."""
-        return bool(native.llama_vocab_get_attr(self.native, token) & _SPECIAL)
+        return token < self.size and bool(native.llama_vocab_get_attr(self.native, token) & _SPECIAL)
