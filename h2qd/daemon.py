@@ -137,6 +137,7 @@ class Daemon:
             config.worker.threads,
             self._heap.trim,
             self._ended.set,
+            _quantize(config),
         )
         self._supervisor.settled = self._refresh
         self._server: Server | None = None
@@ -195,7 +196,7 @@ class Daemon:
     async def _register_named(self) -> None:
         for name, model in self._config.models.items():
             known = self._manifests.get(name)
-            if known is not None and known.path == model.path and known.backend == model.backend:
+            if known is not None and known.path == model.path and model.backend in (None, known.backend):
                 continue
             try:
                 await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
@@ -274,7 +275,10 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        shape, traits = shape_of(manifest.facts), _traits(self._config, manifest.name)
+        shape, traits = (
+            shape_of(manifest.facts, _quantize(self._config).get(manifest.name, "")),
+            _traits(self._config, manifest.name),
+        )
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
 
@@ -339,6 +343,11 @@ def _traits(config: Config, name: str) -> Traits:
         priority=own.priority,
         ttl_s=general.ttl_s if own.ttl_s is None else own.ttl_s,
     )
+
+
+def _quantize(config: Config) -> dict[str, str]:
+    """What weights are turned into, by model; only of those whose are."""
+    return {name: model.quantize for name, model in config.models.items() if model.quantize != "none"}
 
 
 def _margin_bytes(config: Config, planned_bytes: int) -> int:

@@ -264,7 +264,9 @@ class ModelDefaults(Section, frozen=True):
 class Model(Section, frozen=True):
     """One model of the map `models`."""
 
-    path: Annotated[str, Key("the model file; a relative path starts at this file's folder", FilePath(), "required")]
+    path: Annotated[
+        str, Key("the model file or folder; a relative path starts at this file's folder", FilePath(), "required")
+    ]
     ctx: Annotated[int | None, Key("context in tokens", _CTX, "model.ctx")] = None
     kv_type: Annotated[str | None, Key("what the KV cache is made of", _KV_TYPE, "model.kv_type")] = None
     degrade: Annotated[bool | None, Key("give less rather than refuse", Flag(), "model.degrade")] = None
@@ -276,7 +278,21 @@ class Model(Section, frozen=True):
     variants: Annotated[
         tuple[str, ...], Key("models that may answer in its place where it does not fit, the best first", NameList())
     ] = ()
-    backend: Annotated[str, Key("the engine; fake is a scripted one for tests", Choice(("llama", "fake")))] = "llama"
+    backend: Annotated[
+        str | None,
+        Key(
+            "the engine; fake is a scripted one for tests",
+            Choice(("llama", "torch", "fake")),
+            "torch for a folder, else llama",
+        ),
+    ] = None
+    quantize: Annotated[
+        str,
+        Key(
+            "what torch turns weights into as it loads them; none: as they are in the files",
+            Choice(("none", "float32", "bfloat16", "int8", "int4")),
+        ),
+    ] = "none"
 
 
 class Settings(Section, frozen=True, kw_only=True):

@@ -5,17 +5,17 @@ The supervisor itself never reads a model file. One import at a time; the others
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import count
 
 from h2qd.core.records import Fault
-from h2qd.gguf.reader import identity
 from h2qd.logs import get_logger
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
+from h2qd.safetensors.errors import SafetensorsError
+from h2qd.safetensors.identity import identity_of
 from h2qd.store.registry import Manifest, Registry
 from h2qd.wire.workers import FromWorker, Inspected, InspectFile, Loading
 
@@ -23,6 +23,9 @@ log = get_logger()
 
 _JOB_NUMBERS = 2**40
 """Job workers are numbered from here, the core's workers from 1."""
+
+_BACKENDS = {"fake": "fake", "safetensors": "torch"}
+"""Which engine runs a format; the others are run by llama."""
 
 
 class ImportFault(Exception):  # noqa: N818 - it carries a Fault
@@ -72,7 +75,7 @@ class Imports:
             manifest = Manifest(
                 name=name,
                 path=path,
-                backend=backend or ("fake" if found.facts.format == "fake" else "llama"),
+                backend=backend or _BACKENDS.get(found.facts.format, "llama"),
                 sha256=found.sha256,
                 identity=found.identity,
                 facts=found.facts,
@@ -93,13 +96,11 @@ class Imports:
             raise ImportFault(Fault("state_not_written", what)) from error
 
     async def _identity(self, path: str) -> list[int]:
-        """The file's identity now; empty when it cannot be seen."""
-        loop = asyncio.get_running_loop()
+        """The identity of the file or folder now; empty when it cannot be seen."""
         try:
-            stat = await loop.run_in_executor(self._disk, os.stat, path)
-        except OSError:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, identity_of, path)
+        except (OSError, SafetensorsError):
             return []
-        return identity(stat)
 
     async def _inspect(self, path: str, name: str, on_progress: Callable[[float], None]) -> Inspected:
         found: asyncio.Future[Inspected] = asyncio.get_running_loop().create_future()

@@ -9,7 +9,7 @@ nothing.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import assert_never
 
@@ -66,6 +66,7 @@ class Performer:
         threads: int,
         trim: Callable[[], None],
         on_exit: Callable[[], None],
+        quantize: Mapping[str, str],
     ) -> None:
         self._calls = calls
         self._residents = residents
@@ -77,6 +78,7 @@ class Performer:
         self._threads = threads
         self._trim = trim
         self._on_exit = on_exit
+        self._quantize = quantize
 
     def __call__(self, effect: Effect) -> None:
         """Perform one effect. Nothing here waits."""
@@ -109,7 +111,8 @@ class Performer:
     def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
         match effect:
             case StartWorker(worker=worker, model=model, terms=terms, slots=slots, gpu_layers=layers):
-                self._residents.start(worker, self._manifests[model], terms, slots, self._threads, layers)
+                manifest, quantize = self._manifests[model], self._quantize.get(model, "")
+                self._residents.start(worker, manifest, terms, slots, self._threads, layers, quantize)
             case ResumeWorker(worker=worker, terms=terms, slots=slots):
                 self._residents.resume(worker, terms, slots)
             case ParkWorker(worker=worker):

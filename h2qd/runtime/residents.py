@@ -98,7 +98,16 @@ class Residents:
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def start(self, number: int, manifest: Manifest, terms: Terms, slots: int, threads: int, gpu_layers: int) -> None:
+    def start(
+        self,
+        number: int,
+        manifest: Manifest,
+        terms: Terms,
+        slots: int,
+        threads: int,
+        gpu_layers: int,
+        quantize: str = "",
+    ) -> None:
         """Start worker `number` and have it load a model on `terms`, within its plan and a margin."""
         order = LoadModel(
             manifest.backend,
@@ -109,6 +118,7 @@ class Residents:
             slots,
             _kv_type(terms.kv_type),
             gpu_layers,
+            quantize=quantize,
         )
         container = self._containers.contain(number, terms.planned_bytes)
         try:

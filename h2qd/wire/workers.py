@@ -82,7 +82,8 @@ class LoadModel(_Message, frozen=True):
     unless it still matches, the header is checked again before native code sees the file.
     `batch` tokens are computed at once at most, and the logits of `outputs` of them: both are in the memory plan.
     `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
-    file's, so that no other model's cache is restored.
+    file's, so that no other model's cache is restored. `quantize`: what the weights are turned into as they are
+    loaded, for engines that can; empty: nothing.
     """
 
     backend: str
@@ -98,6 +99,7 @@ class LoadModel(_Message, frozen=True):
     sessions: str = ""
     sessions_bytes: int = 0
     sha256: str = ""
+    quantize: str = ""
 
 
 class ParkModel(_Message, frozen=True):
