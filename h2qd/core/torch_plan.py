@@ -7,7 +7,7 @@ Invariants: total for every shape, also absurd ones; no part is negative; the pa
 
 from h2qd.core.plan import MemoryPlan, ModelShape
 
-_LIBRARIES_BYTES = 330 * 2**20
+_LIBRARIES_BYTES = 320 * 2**20
 """PyTorch and transformers, imported: heap, and the pages of their files that are touched."""
 
 _TOKEN_BYTES = 430

@@ -24,7 +24,7 @@ _LEFT_OUT = (".rotary_emb.inv_freq", ".position_ids", ".masked_bias", ".attentio
 
 
 def load(module: Any, folder: Folder, quantize: str, dtype: Any, progress: Progress, beat: Beat) -> None:
-    """Fill `module` in. Raises `EngineError` (load_failed): a tensor that lacks, is odd or one too many; no memory."""
+    """Fill `module` in. Raises `EngineError` (load_failed): a tensor lacks, is odd or too many; memory is short."""
     names = _matched(module, folder)
     quantized = _replace_linears(module, quantize) if quantize in ("int8", "int4") else {}
     total = sum(tensor.size_bytes for tensor in folder.tensors)
