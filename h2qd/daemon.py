@@ -36,7 +36,8 @@ from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
 from h2qd.runtime.readings import Gauge
 from h2qd.runtime.reports import Reports
-from h2qd.runtime.residents import Residents
+from h2qd.runtime.residents import Engines, Residents
+from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.scales import Scales
 from h2qd.runtime.server import Client, Server, SocketInUseError
 from h2qd.runtime.shapes import shape_of
@@ -89,6 +90,7 @@ class Daemon:
         self._stalls: StallTrigger | None = None
         self._containers = Containers(lambda planned: _margin_bytes(config, planned))
         patience = _patience(config)
+        folder = Path(config.state_dir) / "sessions"
         self._residents = Residents(
             self._zygote,
             self._containers,
@@ -97,6 +99,7 @@ class Daemon:
             self._supervisor.post,
             self._scales,
             self._watch.look,
+            Engines(config.worker.threads, str(folder), config.sessions.disk_quota_bytes, _quantize(config)),
         )
         self._zygote.on_childless = self._residents.learn_idle
         self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
@@ -120,6 +123,9 @@ class Daemon:
             self._residents,
             self._notices,
             self._imports,
+            SavedSessions(
+                folder, config.sessions.disk_quota_bytes, self._manifests, self._disk, self._residents.forget
+            ),
             self._manifests,
             self._missing,
             Surroundings(reports.status, reports.version, reports.config, reports.doctor, reports.top),
@@ -134,10 +140,8 @@ class Daemon:
             registry,
             self._manifests,
             self._disk,
-            config.worker.threads,
             self._heap.trim,
             self._ended.set,
-            _quantize(config),
         )
         self._supervisor.settled = self._refresh
         self._server: Server | None = None
@@ -275,10 +279,8 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        shape, traits = (
-            shape_of(manifest.facts, _quantize(self._config).get(manifest.name, "")),
-            _traits(self._config, manifest.name),
-        )
+        shape = shape_of(manifest.facts, _quantize(self._config).get(manifest.name, ""))
+        traits = _traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
 
@@ -363,6 +365,7 @@ def _patience(config: Config) -> Patience:
         load_s=worker.load_timeout_s,
         stall_s=worker.stall_timeout_s,
         stop_grace_s=worker.stop_grace_s,
+        save_s=config.sessions.save_timeout_s,
         ping_s=worker.ping_interval_s,
         nice=worker.nice,
         oom_score_adj=worker.oom_score_adj,

@@ -394,7 +394,7 @@ class World:
         self.granted_at[effect.request] = self.now
         self.generations[effect.request] = Generation(effect.request, effect.worker)
         mine = [g for g in self.generations.values() if g.worker == effect.worker]
-        assert len(mine) <= self.rules.slots, "a worker is given more than it has slots"
+        assert len(mine) <= 2 * self.rules.slots, "a worker is given more than it takes"
 
     def _answer(self, request: int, outcome: Effect) -> None:
         assert request in self.tickets, f"an answer to request {request}, which nobody sent"

@@ -179,6 +179,18 @@ class Shutdown(Section, frozen=True):
     drain_s: Annotated[float, Key("time running requests have to end after SIGTERM", Duration(0, 3600.0))] = 20.0
 
 
+class Sessions(Section, frozen=True):
+    """Conversations whose KV cache outlives their model's stay in memory."""
+
+    disk_quota_bytes: Annotated[
+        int,
+        Key("for all of them on disk, below state_dir; the least recently used goes first; 0: none", Size(2**50)),
+    ] = 2 * 2**30
+    save_timeout_s: Annotated[
+        float, Key("time a model that goes has to write its sessions", Duration(_SHORTEST_S, 3600.0))
+    ] = 30.0
+
+
 class Failures(Section, frozen=True):
     """Models that fail."""
 
@@ -313,6 +325,7 @@ class Settings(Section, frozen=True, kw_only=True):
     requests: Requests = Requests()
     worker: Worker = Worker()
     shutdown: Shutdown = Shutdown()
+    sessions: Sessions = Sessions()
     failures: Failures = Failures()
     memory: Memory = Memory()
     guard: Guard = Guard()

@@ -11,7 +11,7 @@ from h2qd.core import evict
 from h2qd.core.effects import TellCold, TellResident
 from h2qd.core.failures import forget_failures, held_back
 from h2qd.core.offers import effective_ctx, offer_for
-from h2qd.core.records import Fault, Model, Released, State, Terms, Ticket, Want
+from h2qd.core.records import PRIORITY_MAX, Fault, Model, Released, State, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, Status
 from h2qd.core.turn import Turn, worker_of
 
@@ -20,7 +20,6 @@ _SCARCE = ("no_fit", "pinned", "memory_pressure")
 """Why a model may be had in the shape of a variant: there is no memory for the model itself."""
 
 _AGING_S = 15.0
-_URGENCY_MAX = 2
 """Whoever has waited for long is as urgent as a high priority, and takes turns with it."""
 
 
@@ -191,15 +190,22 @@ def _tell_resident(turn: Turn, model: Model) -> None:
 
 
 def _grant(turn: Turn, model: Model) -> None:
-    """Fill the free slots: the most urgent goes first; of those, the client whose last grant is longest ago."""
+    """Fill the slots: the most urgent goes first; of those, the client whose last grant is longest ago."""
     if not turn.state.guard.admits_work:
         return
-    free = turn.state.rules.slots - len(turn.running_on(model.name))
-    for _ in range(free):
-        line = [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t)]
-        if not line:
-            return
+    while line := [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t) and _has_slot(turn, t)]:
         turn.grant(_next(turn, line), worker_of(model))
+
+
+def _has_slot(turn: Turn, ticket: Ticket) -> bool:
+    """Whether a slot is free for a ticket, or taken by work of a lower priority, which the engine pauses for it.
+
+    Work that was paused and has aged is not paused again. An engine takes twice as many requests as it has slots.
+    """
+    slots = turn.state.rules.slots
+    running = [running.ticket for running in turn.running_on(ticket.model)]
+    ahead = [t for t in running if _urgency(turn, t, t.since) >= ticket.priority]
+    return len(ahead) < slots and len(running) < 2 * slots
 
 
 def _next(turn: Turn, line: list[Ticket]) -> Ticket:
@@ -220,4 +226,4 @@ def _next(turn: Turn, line: list[Ticket]) -> Ticket:
 
 def _urgency(turn: Turn, ticket: Ticket, since: float) -> int:
     """Its priority, and one more for each `_AGING_S` of waiting: a low one waits longer, but never for ever."""
-    return min(_URGENCY_MAX, ticket.priority + int((turn.now - since) / _AGING_S))
+    return min(PRIORITY_MAX, ticket.priority + int((turn.now - since) / _AGING_S))

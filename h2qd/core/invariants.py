@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from h2qd.core.admission import satisfies
 from h2qd.core.loads import needs_load
-from h2qd.core.records import Model, Phase, State, Switch, Ticket, Want
+from h2qd.core.records import PRIORITY_MAX, Model, Phase, State, Switch, Ticket, Want
 from h2qd.core.states import HOLDING, RESIDENT, Status
 
 
@@ -104,8 +104,11 @@ def _broken_running(state: State) -> Iterator[str]:
         if model is None or model.status not in RESIDENT or model.worker != running.worker:
             yield f"request {running.ticket.request} runs on a worker that is not resident"
     for name in {r.ticket.model for r in state.running.values()}:
-        if _running(state, name) > state.rules.slots:
-            yield f"{name} runs more requests than it has slots"
+        priorities = [r.ticket.priority for r in state.running.values() if r.ticket.model == name]
+        if len(priorities) > 2 * state.rules.slots:
+            yield f"{name} runs more requests than its engine takes"
+        if sum(priority == PRIORITY_MAX for priority in priorities) > state.rules.slots:
+            yield f"{name} runs more requests than it has slots, and none of them pauses for another"
 
 
 def _broken_switch(state: State) -> Iterator[str]:
@@ -159,7 +162,7 @@ def _awaits(state: State, model: Model, ticket: Ticket) -> bool:
     if ticket.want is Want.COLD:
         return model.status is Status.DRAINING
     if model.status is Status.READY and satisfies(model, ticket):
-        full = _running(state, model.name) == state.rules.slots
+        full = _running(state, model.name) >= state.rules.slots
         return ticket.want is Want.INFER and (full or not state.guard.admits_work)  # the next reading lets it, or not
     return state.switch is not None or model.status is Status.DRAINING
 

@@ -149,9 +149,7 @@ def memory_plan(
         ("repacked", _positive(shape.repacked_bytes)),
         ("kv_cache", int(slots * _cached_elements(shape, full_cells, sliding_cells) * element_bytes)),
         ("recurrent", slots * _positive(shape.recurrent_bytes)),
-        # The attention masks are what grows with the context, a cell for each token of the batch and each cell of a
-        # cache, one mask a kind of cache (llama-graph.cpp, build_attn_inp_kq_mask).
-        ("compute", _compute_bytes(shape, tokens, logits) + tokens * cells * _MASK_BYTES),
+        ("compute", _compute_bytes(shape, tokens, cells, logits)),
         ("output", logits),
         ("overhead", overhead),
     )
@@ -167,8 +165,12 @@ def _cached_elements(shape: ModelShape, full_cells: int, sliding_cells: int) -> 
     return heads_in_cells * (_positive(shape.key_length) + _positive(shape.value_length))
 
 
-def _compute_bytes(shape: ModelShape, tokens: int, logits: int) -> int:
-    """The activations that are alive at once, at the widest point of a layer; the allocator reuses the rest.
+def _compute_bytes(shape: ModelShape, tokens: int, cells: int, logits: int) -> int:
+    """What is alive at once, at the widest point of a layer or at the end; the allocator reuses the rest.
+
+    Beside the activations of a layer there are the attention masks, a cell for each token of the batch and each cell
+    of a cache, one mask a kind of cache (llama-graph.cpp, build_attn_inp_kq_mask). At the end there are only the
+    residual stream and the logits.
 
     Fitted to the engine's reserved buffers for shapes of the llama, qwen2, qwen3, gemma2, gemma3, phi3, mamba and
     lfm2 families and for mixtures of experts: equal, or up to 40 % over where the feed-forward layer is no wider than
@@ -189,7 +191,8 @@ def _compute_bytes(shape: ModelShape, tokens: int, logits: int) -> int:
     # A recurrent layer's input and gate, its convolution, time steps and output, beside the residual stream
     # (mamba-base.cpp); next to a short convolution, the feed-forward part is wider.
     recurrent = 6 * _positive(shape.recurrent_width) + embedding
-    return max(tokens * max(feed_forward, attention + 3 * embedding, recurrent) * _FLOAT_BYTES, logits)
+    layer = tokens * max(feed_forward, attention + 3 * embedding, recurrent) * _FLOAT_BYTES
+    return max(layer + tokens * cells * _MASK_BYTES, logits + tokens * embedding * _FLOAT_BYTES)
 
 
 def _widest(shape: ModelShape) -> int:

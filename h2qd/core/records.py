@@ -15,6 +15,9 @@ from h2qd.core.states import Status
 
 STORY_ENTRIES_MAX = 64
 
+PRIORITY_MAX = 2
+"""Of a request; 0 is the lowest."""
+
 F16 = "f16"
 """The KV cache at full precision."""
 

@@ -20,7 +20,7 @@ from h2qd.wire.codes import CODES
 from h2qd.wire.frames import Kind, Request, WireError, response_frames
 from h2qd.wire.limits import HEARTBEAT_MS, REQUESTS_PER_CLIENT_MAX
 from h2qd.wire.messages import ErrorReply, Progress
-from h2qd.wire.workers import Generate, Generated
+from h2qd.wire.workers import Result, Task
 
 log = get_logger()
 
@@ -32,7 +32,7 @@ _QUIET = ("daemon.", "session.", "model.ps", "model.list", "model.show", "model.
 class Call:
     """One request in flight. `number` is unique in this daemon's life; times are monotonic seconds.
 
-    An inference request carries the `order` for its worker from the start, and the worker's `result` at the end.
+    A request that a worker serves carries its `order` from the start, and the worker's `result` at the end.
     """
 
     number: int
@@ -49,8 +49,8 @@ class Call:
     progress: Progress | None = None
     spoke_at: float = 0.0
     ended: bool = False
-    order: Generate | None = None
-    result: Generated | None = None
+    order: Task | None = None
+    result: Result | None = None
     granted: float = 0.0
     prefilled: float = 0.0
     notes: dict[str, object] = field(default_factory=dict)

@@ -6,7 +6,6 @@ check. A handler that fails by our own defect answers `internal`; details go to 
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -16,11 +15,14 @@ from h2qd.core.admission import SHUTTING_DOWN, no_such_model
 from h2qd.core.events import ForgetAsked, PinAsked, RequestAbandoned, RequestArrived
 from h2qd.core.records import Fault, Ticket, Want
 from h2qd.logs import get_logger
-from h2qd.runtime import views
+from h2qd.runtime import orders, views
 from h2qd.runtime.calls import Call, Calls
-from h2qd.runtime.imports import ImportFault, Imports
+from h2qd.runtime.imports import Imports
+from h2qd.runtime.jobs import Jobs, defect
 from h2qd.runtime.notices import Notices
+from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.residents import Residents
+from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.server import Client, Server
 from h2qd.runtime.streams import TextOutlet
 from h2qd.runtime.supervisor import Supervisor
@@ -38,7 +40,7 @@ from h2qd.wire.limits import (
     REQUESTS_PER_CLIENT_MAX,
 )
 from h2qd.wire.names import name_fault, shown, suggest_name
-from h2qd.wire.workers import Generate, Sampler, Turn
+from h2qd.wire.workers import Task
 
 log = get_logger()
 
@@ -46,14 +48,6 @@ _CANCELLED = Fault("cancelled", "cannot go on: the request was cancelled")
 _GONE = Fault("cancelled", "cannot go on: the client went away")
 
 CAPABILITIES = ("stream", "credit", "cancel", "deadline", "events", "chat", "grammar", "json_schema")
-
-
-class Refusal(Exception):  # noqa: N818 - it is an answer
-    """A request that its handler refuses."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +83,7 @@ class Commands:
         residents: Residents,
         notices: Notices,
         imports: Imports,
+        sessions: SavedSessions,
         manifests: dict[str, Manifest],
         missing: dict[str, m.ModelRow],
         surroundings: Surroundings,
@@ -100,11 +95,12 @@ class Commands:
         self._residents = residents
         self._notices = notices
         self._imports = imports
+        self._sessions = sessions
         self._manifests = manifests
         self._missing = missing
         self._access = access
         self._deadline_s = deadline_s
-        self._jobs: dict[int, _Job] = {}
+        self._jobs = Jobs(calls)
         self._handlers: dict[str, _Handler] = {
             "session.hello": self._hello,
             "daemon.status": lambda call, _: calls.reply(call, surroundings.status()),
@@ -124,8 +120,14 @@ class Commands:
             "model.unload": self._unload,
             "model.pin": lambda call, ask: self._pin(call, ask, pinned=True),
             "model.unpin": lambda call, ask: self._pin(call, ask, pinned=False),
-            "infer.text": self._infer_text,
-            "infer.chat": self._infer_chat,
+            "infer.text": self._infer,
+            "infer.chat": self._chat,
+            "infer.embed": self._embed,
+            "infer.score": self._score,
+            "text.tokenize": self._tokenize,
+            "text.detokenize": self._detokenize,
+            "sessions.list": self._list_sessions,
+            "sessions.remove": self._remove_session,
             "request.cancel": self._cancel,
             "events.watch": self._watch,
         }
@@ -152,7 +154,7 @@ class Commands:
         except Exception:  # our defect must cost this request only
             log.exception("request.defect", request=call.name, op=call.op)
             if not call.ended:
-                self._calls.error(call, _defect(call))
+                self._calls.error(call, defect(call))
 
     def _decode(self, client: Client, request: Request, body: bytes) -> m.Ask:
         """The body of a command that the client may use. Raises `WireError`."""
@@ -170,17 +172,14 @@ class Commands:
         self._end(call, _GONE)
 
     def stop_jobs(self) -> None:
-        """The daemon stops: imports end now."""
-        for job in self._jobs.values():
-            job.give_up(SHUTTING_DOWN)
+        """The daemon stops: jobs end now."""
+        self._jobs.give_all_up(SHUTTING_DOWN)
 
     def _end(self, call: Call, fault: Fault) -> None:
         """End a call from outside: a job is cancelled, a watch ended, a claim on a model given up."""
         if self._notices.forget(call):
             self._calls.error(call, fault)
-        elif (job := self._jobs.get(call.number)) is not None:
-            job.give_up(fault)
-        else:
+        elif not self._jobs.give_up(call, fault):
             self._supervisor.post(RequestAbandoned(self._now(), call.number, fault))
 
     def beat(self) -> None:
@@ -258,26 +257,11 @@ class Commands:
             if not call.ended:
                 self._calls.tell_progress(call, m.Progress("inspecting", call.name, name, round(fraction, 3)))
 
-        work = self._imports.run(ask.path, name, "import", None, progress)
-        job = self._jobs[call.number] = _Job(asyncio.get_running_loop().create_task(work))
-        job.task.add_done_callback(lambda _: self._import_ended(call, job))
+        self._jobs.begin(call, self._imported(ask.path, name, progress))
 
-    def _import_ended(self, call: Call, job: "_Job") -> None:
-        """Answer an import. A callback: a task that is cancelled before its first step runs no line of its own."""
-        del self._jobs[call.number]
-        if job.task.cancelled():
-            self._calls.error(call, job.ending or SHUTTING_DOWN)
-            return
-        error = job.task.exception()
-        if error is None:
-            manifest, changed = job.task.result()
-            body = m.Imported(manifest.name, changed, manifest.path, manifest.sha256, manifest.facts)
-            self._calls.reply(call, body)
-        elif isinstance(error, ImportFault):
-            self._calls.error(call, error.fault)
-        else:
-            log.error("request.defect", request=call.name, op=call.op, exc_info=error)
-            self._calls.error(call, _defect(call))
+    async def _imported(self, path: str, name: str, progress: Callable[[float], None]) -> m.Imported:
+        manifest, changed = await self._imports.run(path, name, "import", None, progress)
+        return m.Imported(manifest.name, changed, manifest.path, manifest.sha256, manifest.facts)
 
     def _remove(self, call: Call, ask: m.OfModel) -> None:
         call.model = ask.model
@@ -334,30 +318,46 @@ class Commands:
 
     # --- inference --------------------------------------------------------------------------------
 
-    def _infer_text(self, call: Call, ask: m.Infer) -> None:
-        self._generate(call, ask, prompt=ask.prompt)
-
-    def _infer_chat(self, call: Call, ask: m.Chat) -> None:
-        self._generate(call, ask, turns=[Turn(message.role, message.content) for message in ask.messages])
-
-    def _generate(
-        self, call: Call, ask: m.Generation, *, prompt: str | None = None, turns: list[Turn] | None = None
-    ) -> None:
-        call.order = Generate(
-            request=call.number,
-            max_tokens=ask.max_tokens,
-            sampler=_sampler(ask),
-            prompt=prompt,
-            turns=turns,
-            stop=ask.stop,
-            ignore_eos=ask.ignore_eos,
-        )
+    def _text(self, call: Call, ask: m.Generation, order: Task) -> None:
+        """A text, which may be streamed."""
         call.outlet = TextOutlet()
         call.streaming, call.credit = ask.stream, ask.window
+        self._work(call, ask.model, ask.priority, order)
+
+    def _work(self, call: Call, model: str | None, priority: m.Priority, order: Task) -> None:
+        """Have a model work on an order."""
+        call.order, call.priority = order, priority
         if call.deadline is None:
             call.deadline = call.arrived + self._deadline_s
-        call.priority = ask.priority
-        self._claim(call, ask.model, Want.INFER, priority=_PRIORITIES[ask.priority])
+        self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
+
+    def _infer(self, call: Call, ask: m.Infer) -> None:
+        self._text(call, ask, orders.infer(call.number, call.client.uid, ask))
+
+    def _chat(self, call: Call, ask: m.Chat) -> None:
+        self._text(call, ask, orders.chat(call.number, call.client.uid, ask))
+
+    def _embed(self, call: Call, ask: m.Embed) -> None:
+        self._work(call, ask.model, ask.priority, orders.embed(call.number, ask))
+
+    def _score(self, call: Call, ask: m.Score) -> None:
+        self._work(call, ask.model, ask.priority, orders.score(call.number, ask))
+
+    def _tokenize(self, call: Call, ask: m.Tokenize) -> None:
+        self._work(call, ask.model, "high", orders.tokenize(call.number, ask))  # takes no slot, and no time
+
+    def _detokenize(self, call: Call, ask: m.Detokenize) -> None:
+        self._work(call, ask.model, "high", orders.detokenize(call.number, ask))
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def _list_sessions(self, call: Call, _: m.Empty) -> None:
+        everybodys = (self._access(call.client.uid) or Access.READ) >= Access.ADMIN
+        self._jobs.begin(call, self._sessions.list(None if everybodys else call.client.uid))
+
+    def _remove_session(self, call: Call, ask: m.OfSession) -> None:
+        model = None if ask.model is None else self._known(ask.model)
+        self._jobs.begin(call, self._sessions.remove(call.client.uid, ask.session, model))
 
     def _credit(self, client: Client, credit: m.Credit) -> None:
         if (call := self._calls.of_client(client, credit.id)) is not None:
@@ -390,42 +390,5 @@ class Commands:
         return asyncio.get_running_loop().time()
 
 
-_PRIORITIES: dict[m.Priority, int] = {"low": 0, "normal": 1, "high": 2}
-
 _Handler: TypeAlias = Callable[[Call, Any], None]
 """A handler takes the call and its body, decoded as the catalogue says."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """An import at work. `ending` is set once it was given up: what its client will hear."""
-
-    task: asyncio.Task[tuple[Manifest, bool]]
-    ending: Fault | None = None
-
-    def give_up(self, fault: Fault) -> None:
-        if self.ending is None:
-            self.ending = fault
-            self.task.cancel()
-
-
-def _defect(call: Call) -> Fault:
-    return Fault("internal", f"cannot do {call.op}: a defect, see the log at {call.name}")
-
-
-def _sampler(ask: m.Sampling) -> Sampler:
-    """The sampling fields for a worker: the seed drawn, biases keyed by token."""
-    if ask.grammar is not None and ask.json_schema is not None:
-        raise Refusal(Fault("invalid_request", "cannot use a grammar and a json_schema at a time"))
-    return Sampler(
-        temperature=ask.temperature,
-        top_k=ask.top_k,
-        top_p=ask.top_p,
-        min_p=ask.min_p,
-        repeat_penalty=ask.repeat_penalty,
-        repeat_last_n=ask.repeat_last_n,
-        seed=secrets.randbelow(2**32 - 1) if ask.seed is None else ask.seed,
-        logit_bias={int(token): bias for token, bias in ask.logit_bias.items()},
-        grammar=ask.grammar,
-        json_schema=ask.json_schema,
-    )

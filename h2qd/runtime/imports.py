@@ -12,6 +12,7 @@ from itertools import count
 
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
+from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.safetensors.errors import SafetensorsError
@@ -28,12 +29,8 @@ _BACKENDS = {"fake": "fake", "safetensors": "torch"}
 """Which engine runs a format; the others are run by llama."""
 
 
-class ImportFault(Exception):  # noqa: N818 - it carries a Fault
-    """An import that failed, with what its client hears."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
+class ImportFault(Refusal):
+    """An import that failed."""
 
 
 class Imports:

@@ -1,15 +1,13 @@
-"""Reads memory where it binds: the machine, the cgroups around a process, and processes themselves. Bytes.
+"""What the kernel's files on memory say: parsers of their texts, and where to find a process's cgroups. Bytes.
 
-Parsers are pure; `root` is put before /proc and /sys so that tests can read trees of their own. It judges nothing:
-what a reading means is decided by the core. Whoever looks again and again uses `readings`, which shares the parsers.
-Readings of the machine and of cgroups take about a millisecond; `pss_bytes` walks the page tables of its process,
-takes milliseconds for gigabytes, and must run off the event loop.
-A figure that cannot be read does not raise: processes that are gone hold 0, limits that are unreadable do not bind.
+Shared by `readings` (the device), `scales` (workers), `cgroups` and `containment`. Parsers are pure and total;
+it judges nothing. A figure that cannot be read does not raise: processes that are gone hold 0, limits that are
+unreadable do not bind.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -83,39 +81,7 @@ def _unescaped(path: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
 
 
-# --- the machine and its cgroups --------------------------------------------------------------------
-
-
-def memory_limit(root: str = "/", pid: int | None = None) -> int:
-    """All the memory that `pid` (None: this process) could ever get: the machine's, or less by its cgroups."""
-    total = parse_sizes(_text(Path(root, "proc/meminfo"))).get("MemTotal", 0)
-    return min([total, *(limit for _, limit in _limited_groups(Path(root), pid))])
-
-
-def memory_available(root: str = "/", pid: int | None = None) -> int:
-    """The memory that `pid` could take now without swapping: MemAvailable, or less by the room in its cgroups.
-
-    A group's room is its limit less what it uses. Page cache not used lately does not count: it is given up first.
-    """
-    available = parse_sizes(_text(Path(root, "proc/meminfo"))).get("MemAvailable", 0)
-    rooms = [limit - _held(group) for group, limit in _limited_groups(Path(root), pid)]
-    return max(0, min([available, *rooms]))
-
-
-def _limited_groups(root: Path, pid: int | None) -> Iterator[tuple[Path, int]]:
-    """Every cgroup around `pid` that has a memory limit, innermost first, and that limit."""
-    for group in _groups(root, pid):
-        # memory.high is no wall, but a group above it is throttled until nothing in it gets on.
-        limits = [parse_limit(_text(group / name)) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
-        known = [limit for limit in limits if limit is not None]
-        if known:
-            yield group, min(known)
-
-
-def _groups(root: Path, pid: int | None) -> Iterator[Path]:
-    process = root / "proc" / ("self" if pid is None else str(pid))
-    for _, folder in group_folders(root, _text(process / "cgroup"), _text(process / "mountinfo")):
-        yield folder
+# --- cgroups and processes --------------------------------------------------------------------------
 
 
 def group_folders(root: Path, cgroup: str, mountinfo: str) -> Iterator[tuple[str, Path]]:
@@ -140,28 +106,6 @@ def held_bytes(used_bytes: int, stat: str) -> int:
     counts = parse_counts(stat)
     # v1's plain counters leave out the groups below; its total_ ones are what v2 counts.
     return used_bytes - counts.get("total_inactive_file", counts.get("inactive_file", 0))
-
-
-def _held(group: Path) -> int:
-    used = parse_limit(_text(group / "memory.current")) or parse_limit(_text(group / "memory.usage_in_bytes")) or 0
-    return held_bytes(used, _text(group / "memory.stat"))
-
-
-# --- processes --------------------------------------------------------------------------------------
-
-
-def pss_bytes(pid: int, root: str = "/") -> int:
-    """The memory of `pid`, shared pages divided among those who share them; its RSS where that may not be read.
-
-    0 when the process is gone. Slow: run it off the event loop.
-    """
-    sizes = parse_sizes(_text(Path(root, "proc", str(pid), "smaps_rollup")))
-    return sizes["Pss"] if "Pss" in sizes else rss_bytes(pid, root)
-
-
-def tree_pss(pids: Iterable[int], root: str = "/") -> int:
-    """The memory of several processes together; what they share counts once. Slow, as `pss_bytes`."""
-    return sum(pss_bytes(pid, root) for pid in pids)
 
 
 def rss_bytes(pid: int, root: str = "/") -> int:

@@ -8,8 +8,7 @@ nothing.
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import assert_never
 
@@ -40,11 +39,12 @@ from h2qd.core.effects import (
 from h2qd.core.lessons import Lesson
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
+from h2qd.runtime import results
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.residents import Residents
 from h2qd.runtime.timers import Timers
-from h2qd.runtime.views import answer, released, residency
+from h2qd.runtime.views import released, residency
 from h2qd.store.registry import Manifest, Memory, Registry
 from h2qd.wire.messages import Pinned, Removed, Unloaded
 
@@ -63,10 +63,8 @@ class Performer:
         registry: Registry,
         manifests: dict[str, Manifest],
         disk: Executor,
-        threads: int,
         trim: Callable[[], None],
         on_exit: Callable[[], None],
-        quantize: Mapping[str, str],
     ) -> None:
         self._calls = calls
         self._residents = residents
@@ -75,10 +73,8 @@ class Performer:
         self._registry = registry
         self._manifests = manifests
         self._disk = disk
-        self._threads = threads
         self._trim = trim
         self._on_exit = on_exit
-        self._quantize = quantize
 
     def __call__(self, effect: Effect) -> None:
         """Perform one effect. Nothing here waits."""
@@ -111,8 +107,7 @@ class Performer:
     def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
         match effect:
             case StartWorker(worker=worker, model=model, terms=terms, slots=slots, gpu_layers=layers):
-                manifest, quantize = self._manifests[model], self._quantize.get(model, "")
-                self._residents.start(worker, manifest, terms, slots, self._threads, layers, quantize)
+                self._residents.start(worker, self._manifests[model], terms, slots, layers)
             case ResumeWorker(worker=worker, terms=terms, slots=slots):
                 self._residents.resume(worker, terms, slots)
             case ParkWorker(worker=worker):
@@ -199,11 +194,7 @@ class Performer:
         if call.result is None or call.order is None:
             self._calls.error(call, Fault("internal", "cannot find the worker's result"))
             return
-        body = answer(call, call.order, call.result, time.monotonic())
-        call.notes.update(
-            finish=body.finish, prompt_tokens=body.usage.prompt_tokens, completion_tokens=body.usage.completion_tokens
-        )
-        self._calls.reply(call, body)
+        self._calls.reply(call, results.reply(call, call.order, call.result))
 
     def _with(self, request: int, act: Callable[[Call], None]) -> None:
         """Act on a call if it is still there; requests of the daemon itself have none."""

@@ -7,15 +7,18 @@ tree holds less; and in between, as often as that costs next to nothing.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import get_args
 
 from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerParked, WorkerReady
+from h2qd.core.plan import batch_tokens, outputs
 from h2qd.core.records import Fault, Terms
 from h2qd.logs import get_logger
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.results import logprobs
 from h2qd.runtime.scales import Scales, Weights
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
@@ -25,6 +28,9 @@ from h2qd.wire.messages import KvType
 from h2qd.wire.names import shown
 from h2qd.wire.workers import (
     CancelGeneration,
+    Detokenized,
+    Embedded,
+    ForgetSession,
     FromWorker,
     Generated,
     GenerationFailed,
@@ -34,8 +40,12 @@ from h2qd.wire.workers import (
     Parked,
     ParkModel,
     Prefilling,
+    Result,
     ResumeModel,
+    Scored,
+    SessionsSaved,
     Text,
+    Tokenized,
 )
 
 log = get_logger()
@@ -48,6 +58,19 @@ _NEWS_BYTES = 2**20
 
 _FULL_SHARE = 0.9
 """A request that filled so much of its context has touched nearly all the memory that any will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What engines are told: their threads, where sessions are kept and how much of them (0: none).
+
+    `quantize`: what the weights of a model are turned into, by its name; only of those whose are.
+    """
+
+    threads: int
+    sessions: str
+    sessions_bytes: int
+    quantize: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +106,7 @@ class Residents:
         post: Callable[[Event], None],
         scales: Scales,
         look: Callable[[], None],
+        engines: Engines,
     ) -> None:
         self._zygote = zygote
         self._containers = containers
@@ -91,6 +115,7 @@ class Residents:
         self._post = post
         self._scales = scales
         self._look = look
+        self._engines = engines
         self._residents: dict[int, _Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._weighing = False
@@ -98,27 +123,24 @@ class Residents:
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def start(
-        self,
-        number: int,
-        manifest: Manifest,
-        terms: Terms,
-        slots: int,
-        threads: int,
-        gpu_layers: int,
-        quantize: str = "",
-    ) -> None:
+    def start(self, number: int, manifest: Manifest, terms: Terms, slots: int, gpu_layers: int) -> None:
         """Start worker `number` and have it load a model on `terms`, within its plan and a margin."""
+        engines = self._engines
         order = LoadModel(
-            manifest.backend,
-            manifest.path,
-            terms.ctx * slots,
-            threads,
-            manifest.identity,
-            slots,
-            _kv_type(terms.kv_type),
-            gpu_layers,
-            quantize=quantize,
+            backend=manifest.backend,
+            path=manifest.path,
+            ctx=terms.ctx * slots,
+            threads=engines.threads,
+            verified=manifest.identity,
+            slots=slots,
+            kv_type=_kv_type(terms.kv_type),
+            gpu_layers=gpu_layers,
+            batch=batch_tokens(slots),
+            outputs=outputs(slots),
+            sessions=engines.sessions if engines.sessions_bytes else "",
+            sessions_bytes=engines.sessions_bytes,
+            sha256=manifest.sha256,
+            quantize=engines.quantize.get(manifest.name, ""),
         )
         container = self._containers.contain(number, terms.planned_bytes)
         try:
@@ -145,7 +167,10 @@ class Residents:
         if resident is None:
             return  # it is gone: its exit is on its way to the core
         resident.fraction, resident.parked = 0.0, False
-        resident.worker.resume(ResumeModel(terms.ctx * slots, slots, _kv_type(terms.kv_type)), terms.planned_bytes)
+        order = ResumeModel(
+            terms.ctx * slots, slots, _kv_type(terms.kv_type), batch=batch_tokens(slots), outputs=outputs(slots)
+        )
+        resident.worker.resume(order, terms.planned_bytes)
 
     def park(self, number: int) -> None:
         """Have a worker free its context."""
@@ -201,7 +226,13 @@ class Residents:
     async def _measure_and_stop(self, resident: _Resident) -> None:
         resident.before = await self._scales.weigh()
         resident.stop_began = time.monotonic()
-        resident.worker.stop()
+        resident.worker.stop(save=True)
+
+    def forget(self, session: str, model: str | None) -> None:
+        """Have no worker, or none of `model`, keep anything of a session."""
+        for resident in self._residents.values():
+            if model in (None, resident.model):
+                resident.worker.send(ForgetSession(session))
 
     def generate(self, request: int, number: int) -> None:
         """Hand a granted request to its worker."""
@@ -258,11 +289,13 @@ class Residents:
     def _take(self, number: int, message: FromWorker) -> None:
         resident = self._residents[number]
         match message:
-            case Text(request=request, text=text, tokens=tokens):
-                self._text(request, text, tokens)
+            case Text(request=request, tokens=tokens):
+                self._text(request, message)
                 _count(resident, tokens)
-            case Generated(request=request):
-                self._ended(resident, request, message)
+            case Generated() | Embedded() | Scored() | Tokenized() | Detokenized():
+                self._ended(resident, message)
+            case SessionsSaved():
+                self._saved(resident, message)
             case GenerationFailed(request=request, code=code, message=text):
                 known = code if code in CODES else "generation_failed"
                 self._post(GenerationEnded(self._now(), request, Fault(known, shown(text, 1000))))
@@ -278,19 +311,33 @@ class Residents:
             case _:
                 log.warning("worker.said_nonsense", worker=number, said=type(message).__name__)
 
-    def _text(self, request: int, text: str, tokens: int) -> None:
+    def _text(self, request: int, text: Text) -> None:
         call = self._calls.get(request)
         if call is not None and call.text is not None:
-            call.text.add(text, tokens)
+            call.text.add(text.text, text.tokens, logprobs(text.logprobs))
             self._calls.pump(call)
 
-    def _ended(self, resident: _Resident, request: int, result: Generated) -> None:
-        call = self._calls.get(request)
+    def _ended(self, resident: _Resident, result: Result) -> None:
+        call = self._calls.get(result.request)
         if call is not None:
             call.result = result
-        if result.prompt_tokens + result.completion_tokens >= resident.ctx * _FULL_SHARE:
-            resident.exercised = True
-        self._post(GenerationEnded(self._now(), request))
+        if isinstance(result, Generated):
+            used = result.prompt_tokens + result.completion_tokens
+            resident.exercised = resident.exercised or used >= resident.ctx * _FULL_SHARE
+        self._post(GenerationEnded(self._now(), result.request))
+
+    @staticmethod
+    def _saved(resident: _Resident, saved: SessionsSaved) -> None:
+        level = log.warning if saved.failed else log.info
+        level(
+            "sessions.saved",
+            model=resident.model,
+            saved=saved.saved,
+            failed=saved.failed,
+            bytes=saved.size_bytes,
+            ms=round(saved.took_ms, 1),
+            why=shown(saved.why, 300) or None,
+        )
 
     async def _loaded(self, resident: _Resident, loaded: Loaded) -> None:
         resident.worker.settled()

@@ -5,14 +5,14 @@ max_tokens), notices beyond a bound are dropped, oldest first, and counted. Pure
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from h2qd.wire.limits import NOTICES_KEPT
-from h2qd.wire.messages import Delta, Notice
+from h2qd.wire.messages import Delta, Notice, TokenLogprob
 
 
 class Outlet(Protocol):
@@ -27,12 +27,14 @@ class TextOutlet:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
         self._tokens = 0
         self.tokens_seen = 0
 
-    def add(self, text: str, tokens: int) -> None:
+    def add(self, text: str, tokens: int, logprobs: Sequence[TokenLogprob] = ()) -> None:
         """More text of the answer."""
         self._texts.append(text)
+        self._logprobs += logprobs
         self._tokens += tokens
         self.tokens_seen += tokens
 
@@ -40,8 +42,8 @@ class TextOutlet:
         """All the text since the last take."""
         if not self._texts:
             return None
-        delta = Delta("".join(self._texts), self._tokens)
-        self._texts, self._tokens = [], 0
+        delta = Delta("".join(self._texts), self._tokens, self._logprobs)
+        self._texts, self._logprobs, self._tokens = [], [], 0
         return delta
 
 

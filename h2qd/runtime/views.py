@@ -13,7 +13,6 @@ from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.residents import Residents
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
-from h2qd.wire.workers import Generate, Generated
 
 _PHASES = {
     Phase.PATIENCE: "queued",
@@ -53,29 +52,6 @@ def residency(told: TellResident, arrived: float) -> m.Residency:
         degraded=list(told.less),
         draining=list(told.draining),
         parked=[gone.model for gone in told.released if gone.parked],
-    )
-
-
-def answer(call: Call, order: Generate, result: Generated, now: float) -> m.Answer:
-    """The end of an inference request. The decode rate leaves out the first token, which prefill pays for."""
-    rest = call.text.take() if call.text is not None else None
-    queue_ms = (call.granted - call.arrived) * 1000
-    decoded = max(0, result.completion_tokens - 1)
-    return m.Answer(
-        request=call.name,
-        model=call.model or "",
-        text=rest.text if rest is not None else "",
-        finish=result.finish,
-        usage=m.Usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens),
-        timings=m.Timings(
-            queue_ms=round(queue_ms, 2),
-            prefill_ms=round(result.prefill_ms, 2),
-            first_token_ms=round(queue_ms + result.first_token_ms, 2),
-            decode_ms=round(result.decode_ms, 2),
-            total_ms=round((now - call.arrived) * 1000, 2),
-            tokens_per_s=round(decoded * 1000 / result.decode_ms, 2) if result.decode_ms > 0 else 0.0,
-        ),
-        seed=order.sampler.seed,
     )
 
 

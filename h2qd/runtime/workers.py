@@ -34,6 +34,7 @@ from h2qd.wire.workers import (
     Ping,
     Pong,
     ResumeModel,
+    SavingSessions,
     StopWorker,
     from_worker,
 )
@@ -49,6 +50,7 @@ class Patience:
     load_s: float = 600.0
     stall_s: float = 60.0
     stop_grace_s: float = 5.0
+    save_s: float = 30.0
     ping_s: float = 2.0
     nice: int = 0
     oom_score_adj: int = 900
@@ -88,6 +90,7 @@ class Worker:
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._told_to_go = False
+        self._saves = False  # it was told to, and has not begun yet
         self._rung = 0
         self._fault: Fault | None = None
         self._pings = 0
@@ -158,7 +161,8 @@ class Worker:
         return self._container.limit_bytes if self._container is not None else None
 
     def park(self, order: ParkModel) -> None:
-        """Have it free its context, in the time that it would have to stop."""
+        """Have it save its sessions and free its context, in the time that it would have to stop."""
+        self._saves = True
         self._channel.send(order)
         self._limit(self._patience.stop_grace_s, f"did not park within {self._patience.stop_grace_s:g} s")
 
@@ -183,8 +187,21 @@ class Worker:
             code = message.code if message.code in CODES else "load_failed"
             self._fault = Fault(code, shown(message.message, 1000))
             self._limit(self._patience.stop_grace_s, "did not go after its load had failed")
+        elif isinstance(message, SavingSessions):
+            self._saving()
         else:
             self._on_message(message)
+
+    def _saving(self) -> None:
+        """Before it stops or parks it writes its sessions, which takes the time of a disk; once."""
+        if not self._saves:
+            return
+        self._saves = False
+        if self._rung == 1:
+            self._cancel_limit()
+            self._timer = self._loop.call_later(self._patience.save_s, self._next_rung)
+        elif self._rung == 0:
+            self._limit(self._patience.save_s, f"did not save its sessions within {self._patience.save_s:g} s")
 
     def _channel_closed(self, why: str) -> None:
         """The worker closed its end, or broke the protocol: either way it is of no more use."""
@@ -219,12 +236,13 @@ class Worker:
 
     # --- the kill ladder ------------------------------------------------------------------------
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Have the worker go. `at_once` begins with SIGKILL."""
+    def stop(self, *, at_once: bool = False, save: bool = False) -> None:
+        """Have the worker go. `at_once` begins with SIGKILL. `save`: it writes its sessions first."""
         if self._gone:
             return
         if self._fault is None:
             self._told_to_go = True
+        self._saves = save
         if at_once:
             self._rung = 3
             self._climb()
@@ -236,7 +254,7 @@ class Worker:
         """Stand on the current rung, and go on to the next after a while."""
         self._cancel_timers()
         if self._rung == 1:
-            self._channel.send(StopWorker())
+            self._channel.send(StopWorker(self._saves))
         elif self.pid is not None:
             self._kill(signal.SIGTERM if self._rung == 2 else signal.SIGKILL)
         self._timer = self._loop.call_later(self._patience.stop_grace_s, self._next_rung)

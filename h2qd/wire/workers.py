@@ -7,13 +7,13 @@ hostile files, so the supervisor bounds and validates what it says like any othe
 
 import struct
 from collections.abc import Iterator
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from h2qd.wire.limits import LOGPROBS_MAX, TEXTS_MAX, WORKER_FRAME_BYTES_MAX
-from h2qd.wire.messages import Count, KvType, ModelFacts, Overflow
+from h2qd.wire.messages import Count, KvType, Label, ModelFacts, Overflow
 
 _HEAD = struct.Struct("!I")
 
@@ -24,6 +24,9 @@ Word = Annotated[str, Meta(max_length=64)]
 Reason = Annotated[str, Meta(max_length=16384)]
 Piece = Annotated[str, Meta(max_length=4096)]
 Logarithm = Annotated[float, Meta(ge=-1e12, le=0)]
+
+REMOTE_MODELS_MAX = 10_000
+"""Models of one server."""
 
 DIMENSIONS_MAX = 65536
 """Of a vector that a text is turned into."""
@@ -73,6 +76,32 @@ class Reaped(_Message, frozen=True):
 # --- supervisor -> worker ----------------------------------------------------------------------------
 
 
+class RemoteTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A server that runs models, and how to speak to it. `kind`: ollama or openai. Times in seconds.
+
+    The key is never in a message: `key_env` names a variable of this process's environment, `key_credential` a file
+    in $CREDENTIALS_DIRECTORY. `rate_per_min` 0: not limited. `shares_memory`: whether what it loads takes this
+    device's memory; auto: it does when its address is this device's. `private_addresses`: link-local and metadata
+    addresses may be spoken to.
+    """
+
+    kind: Literal["ollama", "openai"]
+    url: str
+    key_env: str = ""
+    key_credential: str = ""
+    connect_s: float = 5.0
+    read_s: float = 120.0
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    verify: bool = True
+    proxy: str = ""
+    concurrency: int = 4
+    rate_per_min: int = 0
+    shares_memory: Literal["true", "auto", "false"] = "auto"
+    private_addresses: bool = False
+
+
 class LoadModel(_Message, frozen=True):
     """Load `path` with a context of `ctx` tokens for `slots` sequences. `threads` 0: as many as this process may use.
 
@@ -82,8 +111,8 @@ class LoadModel(_Message, frozen=True):
     unless it still matches, the header is checked again before native code sees the file.
     `batch` tokens are computed at once at most, and the logits of `outputs` of them: both are in the memory plan.
     `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
-    file's, so that no other model's cache is restored. `quantize`: what the weights are turned into as they are
-    loaded, for engines that can; empty: nothing.
+    file's, so that no other model's cache is restored. With `remote`, `path` is the model's name at that server.
+    `quantize`: what weights are turned into as they are loaded, for engines that can; empty: nothing.
     """
 
     backend: str
@@ -99,7 +128,21 @@ class LoadModel(_Message, frozen=True):
     sessions: str = ""
     sessions_bytes: int = 0
     sha256: str = ""
+    remote: RemoteTarget | None = None
     quantize: str = ""
+
+
+class ListModels(_Message, frozen=True):
+    """Which models a server has; answered with Listed, or LoadFailed and the worker's exit."""
+
+    remote: RemoteTarget
+
+
+class PullModel(_Message, frozen=True):
+    """Have a server fetch a model; answered with Loading as it goes on, then Listed; or LoadFailed and the exit."""
+
+    remote: RemoteTarget
+    model: str
 
 
 class ParkModel(_Message, frozen=True):
@@ -217,7 +260,7 @@ class Ping(_Message, frozen=True):
 
 
 class StopWorker(_Message, frozen=True):
-    """Exit with status 0. `save`: when idle, after saving sessions; what was saved is told."""
+    """Exit with status 0. `save`: when idle, after saving sessions, which is told before and after."""
 
     save: bool = False
 
@@ -232,11 +275,44 @@ class Loading(_Message, frozen=True):
 
 
 class Loaded(_Message, frozen=True):
-    """The model is ready. `ctx`: what one request may use; `load_ms` counts from LoadModel or ResumeModel."""
+    """The model is ready. `ctx`: what one request may use; `load_ms` counts from LoadModel or ResumeModel.
+
+    `elsewhere_bytes`: this device's memory that another process holds for it, such as a server on this device.
+    """
 
     ctx: Count
     load_ms: Ms
     device: Word = "cpu"
+    elsewhere_bytes: Count = 0
+
+
+class HeldElsewhere(_Message, frozen=True):
+    """What another process holds of this device's memory for the model has changed; 0: it is proved that it went.
+
+    `foreign_bytes`: what that process holds for models that are not ours.
+    """
+
+    elsewhere_bytes: Count
+    foreign_bytes: Count = 0
+
+
+class RemoteModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that a server has. `size_bytes` and `context_length` are 0 where it does not say."""
+
+    name: Label
+    size_bytes: Count = 0
+    context_length: Count = 0
+    family: Label = ""
+    quantization: Label = ""
+    parameters: Count = 0
+    embeds: bool = False
+
+
+class Listed(_Message, frozen=True):
+    """What a ListModels found; `version` is the server's own word."""
+
+    models: Annotated[list[RemoteModel], Meta(max_length=REMOTE_MODELS_MAX)]
+    version: Word = ""
 
 
 class Parked(_Message, frozen=True):
@@ -346,6 +422,12 @@ class Detokenized(_Message, frozen=True):
     text: str
 
 
+class SavingSessions(_Message, frozen=True):
+    """Before a model's context goes, so many sessions are written: that takes its time."""
+
+    sessions: Count
+
+
 class SessionsSaved(_Message, frozen=True):
     """So many sessions were written, or could not be (`failed`, `why` says it of one)."""
 
@@ -381,11 +463,23 @@ Result: TypeAlias = Generated | Embedded | Scored | Tokenized | Detokenized
 """How a task ends, unless it fails."""
 
 ToWorker: TypeAlias = (
-    LoadModel | ParkModel | ResumeModel | InspectFile | Task | ForgetSession | CancelGeneration | Ping | StopWorker
+    LoadModel
+    | ParkModel
+    | ResumeModel
+    | InspectFile
+    | ListModels
+    | PullModel
+    | Task
+    | ForgetSession
+    | CancelGeneration
+    | Ping
+    | StopWorker
 )
 FromWorker: TypeAlias = (
     Loading
     | Loaded
+    | HeldElsewhere
+    | Listed
     | Parked
     | LoadFailed
     | Inspected
@@ -393,6 +487,7 @@ FromWorker: TypeAlias = (
     | Text
     | Result
     | GenerationFailed
+    | SavingSessions
     | SessionsSaved
     | Pong
 )

@@ -65,11 +65,15 @@ class Engine(Protocol):
         """
         ...
 
-    def save(self) -> SessionsSaved | None:
-        """Write the sessions that go on in the KV cache to disk, if any is newer there; None: nothing to write.
+    @property
+    def unsaved(self) -> int:
+        """How many sessions the KV cache holds that are newer there than on disk."""
+        ...
 
-        Called when idle, before `park` and before a stop. A session that cannot be written is forgotten: that costs
-        its next request a prefill. Raises nothing for that.
+    def save(self) -> SessionsSaved:
+        """Write the unsaved sessions to disk. Called when idle, before `park` and before a stop.
+
+        A session that cannot be written is forgotten: that costs its next request a prefill. Raises nothing for that.
         """
         ...
 

@@ -162,10 +162,13 @@ class FakeEngine:
             raise EngineError(*script.load_fail)
         return self._ready(order, start_s)
 
-    def save(self) -> SessionsSaved | None:
-        """Take `save_ms`, and say that a session was saved, if the script says so."""
-        if not self._script.save_ms:
-            return None
+    @property
+    def unsaved(self) -> int:
+        """One, if the script says how long it takes."""
+        return int(self._script.save_ms > 0)
+
+    def save(self) -> SessionsSaved:
+        """Take `save_ms`, and say that a session was saved."""
         time.sleep(self._script.save_ms / 1000)
         return SessionsSaved(1, 0, 0, self._script.save_ms)
 

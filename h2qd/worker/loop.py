@@ -32,6 +32,7 @@ from h2qd.wire.workers import (
     GenerationFailed,
     Inspected,
     InspectFile,
+    ListModels,
     Loaded,
     LoadFailed,
     Loading,
@@ -40,8 +41,10 @@ from h2qd.wire.workers import (
     ParkModel,
     Ping,
     Pong,
+    PullModel,
     Result,
     ResumeModel,
+    SavingSessions,
     ScoreText,
     StopWorker,
     Task,
@@ -63,7 +66,9 @@ EXIT_ORPHANED = os.EX_IOERR
 _PROGRESS_S_MIN = 0.05
 """At most this often is progress told."""
 
-_Order: TypeAlias = LoadModel | ParkModel | ResumeModel | InspectFile | Task | ForgetSession | StopWorker
+_Order: TypeAlias = (
+    LoadModel | ParkModel | ResumeModel | InspectFile | ListModels | PullModel | Task | ForgetSession | StopWorker
+)
 
 
 def serve(sock: socket.socket) -> int:
@@ -113,7 +118,15 @@ class Worker:
             case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._requests.arrived(message.request)
                 self._orders.put(message)
-            case LoadModel() | ParkModel() | ResumeModel() | InspectFile() | ForgetSession():
+            case (
+                LoadModel()
+                | ParkModel()
+                | ResumeModel()
+                | InspectFile()
+                | ListModels()
+                | PullModel()
+                | ForgetSession()
+            ):
                 self._orders.put(message)
             case _:
                 assert_never(message)
@@ -153,6 +166,8 @@ class Worker:
             case InspectFile(path):
                 self._preparing = True
                 self._done(inspect_file(path, self._progress, self._beat))
+            case ListModels() | PullModel():
+                raise EngineError("load_failed", "this build speaks to no servers yet")
             case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._submit(order)
             case ForgetSession(session):
@@ -171,10 +186,10 @@ class Worker:
 
     def _save(self) -> None:
         """Write what sessions hold, before it is freed."""
-        if self._engine is not None and not self._parked and not self._engine.busy:
-            saved = self._engine.save()
-            if saved is not None:
-                self._say(saved)
+        engine = self._engine
+        if engine is not None and not self._parked and not engine.busy and engine.unsaved:
+            self._say(SavingSessions(engine.unsaved))
+            self._say(engine.save())
 
     def _load(self, order: LoadModel) -> None:
         if self._engine is not None:

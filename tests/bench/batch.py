@@ -56,20 +56,20 @@ def bench(setting: Setting) -> Iterator[Row]:
     """Rates in tokens/s, times in ms."""
     server = os.environ.get("H2Q_LLAMA_SERVER")
     with (
-        _process("engine", setting.model) as engine,
-        _process("raw", setting.model) as raw,
-        _served(server, setting.model) as peer,
+        process("engine", setting.model) as engine,
+        process("raw", setting.model) as raw,
+        served(server, setting.model) as peer,
     ):
-        fresh = _prompts()
+        fresh = prompts()
         sides: list[Any] = [side for side in (engine, raw, peer) if side is not None]
         for clients in CLIENTS:
             runs: dict[Any, list[Run]] = {side: [] for side in sides}
             for side in sides:
-                side.rate(_take(fresh, clients))
+                side.rate(take(fresh, clients))
             for turn in rounds(_ROUNDS, 60):
                 for at in range(len(sides)):
                     side = sides[(turn + at) % len(sides)]
-                    runs[side].append(side.rate(_take(fresh, clients)))
+                    runs[side].append(side.rate(take(fresh, clients)))
             yield from _rows(clients, runs[engine], runs[raw], runs.get(peer))
         yield from _gaps(engine, peer, fresh)
 
@@ -118,7 +118,7 @@ def _long(turn: int) -> str:
     return f"{turn} " + "tree " * (LONG_TOKENS - 4)
 
 
-def _prompts() -> Iterator[str]:
+def prompts() -> Iterator[str]:
     """26 tokens each, the beginning of text counted; a digit is a token."""
     for number in range(1000, 10_000):
         yield (
@@ -127,7 +127,8 @@ def _prompts() -> Iterator[str]:
         )
 
 
-def _take(fresh: Iterator[str], count: int) -> list[str]:
+def take(fresh: Iterator[str], count: int) -> list[str]:
+    """The next so many."""
     return [next(fresh) for _ in range(count)]
 
 
@@ -152,8 +153,9 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _process(kind: str, model: Path) -> Iterator[_Process]:
-    arguments = (kind, str(model), str(SLOTS * SHARE_TOKENS), str(SLOTS))
+def process(kind: str, model: Path, slots: int = SLOTS) -> Iterator[_Process]:
+    """One of `batch_process`'s kinds, loaded."""
+    arguments = (kind, str(model), str(slots * SHARE_TOKENS), str(slots))
     with opponents.child("tests.bench.batch_process", *arguments) as process:
         assert process.stdout is not None
         json.loads(process.stdout.readline())
@@ -209,7 +211,8 @@ class _Server:
 
 
 @contextlib.contextmanager
-def _served(server: str | None, model: Path) -> Iterator[_Server | None]:
+def served(server: str | None, model: Path, slots: int = SLOTS) -> Iterator[_Server | None]:
+    """The server, loaded, if there is one."""
     if server is None:
         yield None
         return
@@ -217,7 +220,7 @@ def _served(server: str | None, model: Path) -> Iterator[_Server | None]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = str(thread_count(0))
-    context = ["-c", str(SLOTS * SHARE_TOKENS), "-np", str(SLOTS), "-t", threads, "-tb", threads]
+    context = ["-c", str(slots * SHARE_TOKENS), "-np", str(slots), "-t", threads, "-tb", threads]
     process = subprocess.Popen(
         [server, "-m", str(model), "--host", "127.0.0.1", "--port", str(port), *context],
         stdout=subprocess.DEVNULL,
@@ -232,7 +235,11 @@ def _served(server: str | None, model: Path) -> Iterator[_Server | None]:
         yield _Server(port)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()  # it may take longer to notice beside busy processes
+            process.wait()
 
 
 def _healthy(port: int) -> bool:

@@ -1,8 +1,9 @@
 """One model in a process of its own that serves several streams: our engine, or the raw loop it is measured against.
 
-`python -m tests.bench.batch_process engine|raw MODEL CTX SLOTS`. Loads, says so, then takes orders on standard input,
-each a line of JSON, and answers each with a line: `rate` runs its prompts at once, `gaps` one stream, and a long
-prompt beside it. The raw loop is `llama_decode` and numpy's argmax on one batch, all streams in step.
+`python -m tests.bench.batch_process engine|steady|raw MODEL CTX SLOTS`. Loads, says so, then takes orders on standard
+input, each a line of JSON, and answers each with a line: `rate` runs its prompts at once, `gaps` one stream, and a
+long prompt beside it. The raw loop is `llama_decode` and numpy's argmax on one batch, all streams in step. As
+`steady` the engine keeps the number of its threads, whatever else the device does.
 """
 
 import json
@@ -38,7 +39,7 @@ class Loop(Protocol):
 def main() -> int:
     """Serve standard input."""
     kind, model, ctx, slots = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    loop: Loop = Ours(model, ctx, slots) if kind == "engine" else Raw(model, ctx, slots)
+    loop: Loop = Raw(model, ctx, slots) if kind == "raw" else Ours(model, ctx, slots, steady=kind == "steady")
     say(loaded=True)
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
@@ -52,9 +53,10 @@ def main() -> int:
 class Ours:
     """The engine, driven as a worker's loop drives it."""
 
-    def __init__(self, model: str, ctx: int, slots: int) -> None:
+    def __init__(self, model: str, ctx: int, slots: int, *, steady: bool) -> None:
         self._engine = LlamaEngine(Beat())
-        self._engine.load(LoadModel("llama", model, ctx, slots=slots), lambda _: None)
+        threads = thread_count(0) if steady else 0
+        self._engine.load(LoadModel("llama", model, ctx, threads, slots=slots), lambda _: None)
 
     def rate(self, prompts: Sequence[str], tokens: int, sampler: Sampler) -> dict[str, Any]:
         """See `Loop`."""

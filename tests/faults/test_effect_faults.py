@@ -205,7 +205,6 @@ class World:
             cast("Registry", Fused(Disk(), fuse, "remember", "remove", "put")),
             manifests,
             Immediately(),
-            0,
             lambda: fuse.burn("trim"),
             self._exit,
         )

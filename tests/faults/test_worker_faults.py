@@ -27,12 +27,15 @@ MODELS: dict[str, dict[str, object]] = {
     "load-crash": {"load_crash_at": 0.5, "load_ms": 100},
     "load-hang": {"load_hang": True},
     "odd-exit": {"tokens": 4, "exit_code": 3},
+    "thrifty": {"tokens": 4, "save_ms": 500},
+    "slow-disk": {"tokens": 4, "save_ms": 60_000},
 }
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     extra = f"{IMPATIENT}\nfailures: {{backoff_first: 10ms, backoff_max: 50ms}}\nresidency: {{patience: 0s}}"
+    extra += "\nsessions: {save_timeout: 2s}"
     with running(tmp_path_factory.mktemp("daemon"), MODELS, extra) as process:
         yield process
 
@@ -64,6 +67,17 @@ def test_a_killed_worker_is_told_at_once_and_loaded_anew(daemon: DaemonProcess, 
     assert other.result(10).model == "b"
     assert client.infer("x", "a", max_tokens=2).finish == "length"
     assert daemon.worker_pid("a") != pid
+
+
+def test_who_saves_sessions_is_waited_for_but_not_for_ever(daemon: DaemonProcess, client: Client) -> None:
+    client.load("thrifty")
+    assert client.switch("b").unloaded[0].ms > 500
+    assert [line["saved"] for line in daemon.log("sessions.saved")] == [1]
+    client.load("slow-disk")
+    assert client.switch("b").unloaded[0].ms > 2000
+    escalated = [line["model"] for line in daemon.log("worker.stop_escalates")]
+    assert ("thrifty" in escalated, "slow-disk" in escalated) == (False, True)
+    assert len(daemon.log("sessions.saved")) == 1
 
 
 def test_an_idle_worker_that_dies_is_noticed_and_loaded_anew(daemon: DaemonProcess, client: Client) -> None:

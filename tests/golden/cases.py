@@ -75,6 +75,15 @@ LAYER = m.MemoryLayer(
     committed_bytes=300_000_000,
     free_bytes=8_279_934_592,
 )
+LOGPROB = m.TokenLogprob(
+    token=1024,
+    text=" größe",
+    logprob=-0.5,
+    top=[
+        m.Alternative(token=1024, text=" größe", logprob=-0.5),
+        m.Alternative(token=7, text="\ufffd", logprob=-1.25),
+    ],
+)
 # Every command at least once with all its fields, and with none where it can be. Ids count the cases of a list, so
 # new ones stand at its end.
 REQUESTS: list[tuple[str, str, str, m.Ask]] = [
@@ -123,6 +132,10 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
             stream=True,
             priority="high",
             window=4096,
+            session="trip-2",
+            overflow="shift",
+            logprobs=20,
+            speculate=False,
         ),
     ),
     ("infer.text.bare", "infer.text", "a map of one entry under a 16-bit header", m.Infer(prompt="")),
@@ -142,6 +155,28 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
     ("daemon.top", "daemon.top", "no fields", m.Empty()),
     ("model.pin", "model.pin", "one model", m.OfModel(model="gemma3:270m")),
     ("model.unpin", "model.unpin", "one model", m.OfModel(model="gemma3:270m")),
+    (
+        "infer.embed",
+        "infer.embed",
+        "all fields",
+        m.Embed(texts=["Größe", ""], model="minilm", normalize=False, overflow="truncate", priority="low"),
+    ),
+    (
+        "infer.score",
+        "infer.score",
+        "all fields but window",
+        m.Score(text=" Paris", context="The capital is", model="tiny", logprobs=True, priority="high"),
+    ),
+    ("infer.score.window", "infer.score", "a perplexity", m.Score(text="Größe", window=512)),
+    (
+        "text.tokenize",
+        "text.tokenize",
+        "all fields",
+        m.Tokenize(text="<bos>x", model="tiny", special=True, pieces=True),
+    ),
+    ("text.detokenize", "text.detokenize", "all fields", m.Detokenize(tokens=[2, 262_143], model="tiny")),
+    ("sessions.list", "sessions.list", "no fields", m.Empty()),
+    ("sessions.remove", "sessions.remove", "all fields", m.OfSession(session="trip-2", model="tiny")),
 ]
 
 REPLIES: list[tuple[str, str, m.Say]] = [
@@ -376,7 +411,14 @@ REPLIES: list[tuple[str, str, m.Say]] = [
             model="gemma3:270m",
             text="Ende.",
             finish="stop",
-            usage=m.Usage(prompt_tokens=20, completion_tokens=128, cached_tokens=19),
+            usage=m.Usage(
+                prompt_tokens=20,
+                completion_tokens=128,
+                cached_tokens=19,
+                truncated_tokens=7,
+                drafted_tokens=14,
+                accepted_tokens=9,
+            ),
             timings=m.Timings(
                 queue_ms=0.5,
                 prefill_ms=66.25,
@@ -386,8 +428,63 @@ REPLIES: list[tuple[str, str, m.Say]] = [
                 tokens_per_s=85.5,
             ),
             seed=4_294_967_294,
+            logprobs=[LOGPROB],
         ),
     ),
+    (
+        "infer.embed",
+        "two vectors",
+        m.Embeddings(
+            request="r44",
+            model="minilm",
+            pooling="mean",
+            dimensions=2,
+            vectors=[[0.75, -0.5], [1.0, 0.0]],
+            prompt_tokens=9,
+            truncated_tokens=1,
+            queue_ms=0.5,
+            compute_ms=12.5,
+            total_ms=13.25,
+        ),
+    ),
+    (
+        "infer.score",
+        "one token",
+        m.Scored(
+            request="r45",
+            model="tiny",
+            tokens=1,
+            logprob=-0.5,
+            perplexity=1.625,
+            stderr=0.25,
+            windows=0,
+            logprobs=[LOGPROB],
+            queue_ms=0.5,
+            compute_ms=12.5,
+            total_ms=13.25,
+        ),
+    ),
+    ("text.tokenize", "with their texts", m.Tokens(model="tiny", tokens=[2, 1024], pieces=["", " größe"])),
+    ("text.detokenize", "a text", m.Detokenized(model="tiny", text=" größe")),
+    (
+        "sessions.list",
+        "one conversation",
+        m.Sessions(
+            sessions=[
+                m.SessionRow(
+                    session="trip-2",
+                    model="gemma3:270m",
+                    tokens=2048,
+                    size_bytes=23_068_672,
+                    used_at_ms=1_760_000_000_000,
+                    uid=1000,
+                )
+            ],
+            used_bytes=23_068_672,
+            quota_bytes=2_147_483_648,
+        ),
+    ),
+    ("sessions.remove", "what it took", m.SessionRemoved(session="trip-2", files=1, freed_bytes=23_068_672)),
     (
         "infer.chat",
         "an answer cut at its length",
@@ -408,7 +505,7 @@ REPLIES: list[tuple[str, str, m.Say]] = [
 ]
 
 STREAMS: list[tuple[str, str, Kind, m.Say]] = [
-    ("chunk.delta", "text of several tokens", Kind.CHUNK, m.Delta(text=" größe 🙂", tokens=3)),
+    ("chunk.delta", "text of several tokens", Kind.CHUNK, m.Delta(text=" größe 🙂", tokens=3, logprobs=[LOGPROB])),
     (
         "chunk.notice",
         "a notice with data of each kind",

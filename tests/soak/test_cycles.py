@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak import mixed
 from tests.soak.cycles import run
 from tests.soak.setting import MODEL, real, scripted
 
@@ -22,3 +23,11 @@ def test_some_cycles_of_the_real_model_leave_nothing(tmp_path: Path) -> None:
         report = run(daemon, MODEL, 3, print)
     print(report)
     assert report.before == report.after
+
+
+def test_requests_of_all_kinds_leave_nothing(tmp_path: Path) -> None:
+    with mixed.small_models(tmp_path) as daemon:
+        mixture = mixed.run(daemon, 300, 7, print)
+    print(mixture)
+    assert mixture.fault() == ""
+    assert sum(mixture.outcomes.values()) == mixture.requests

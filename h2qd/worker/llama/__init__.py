@@ -3,8 +3,8 @@
 Reading order: `engine` (the contract), `batch` (what is at work, a pass at a time) and `slot` (one request, from
 prompt to end) over `model` (load and free), `context` (what the KV cache holds), `vocabulary`, `sampler`,
 `detokenizer`; what `batch` asks: `placement` (which slot), `shares` (who takes part in a pass), `pace` (how large it
-may be); for what clients may add: `grammar` over `gbnf` and `schema`, and `chat` over `template`; `threads` and `log`
-beside them.
+may be); for what clients may add: `grammar` over `gbnf` and `schema`, and `chat` over `template`; `threads` (how many
+at most), `crew` (how many now) over `neighbour` and `processors`, and `log` beside them.
 
 Invariant: native code sees no file that `h2qd.gguf` has not passed, no text of a client but as bytes to
 tokenize, and no grammar but one written here from a checked tree.

@@ -19,6 +19,7 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
+from h2qd.worker.llama.crew import Crew
 from h2qd.worker.llama.model import Model
 
 GRID_TOKENS_CPU = 64
@@ -26,6 +27,10 @@ GRID_TOKENS_CPU = 64
 
 REUSED_TOKENS_MIN = 16
 """Fewer are no sign that texts belong together: all begin with the same token, chats with the same few."""
+
+WHOLE_TOKENS_MAX = 255
+"""Attention sees cells in steps of 256. From 512 on, the library cuts it for a single token of a single sequence into
+a part for each thread (ggml's `use_split_kv_path`), so that their number changes the rounding."""
 
 _TO_THE_END = -1
 _COMPARED_AT_ONCE = 1024
@@ -80,6 +85,11 @@ class Context:
             native.llama_model_is_recurrent(model.model) or native.llama_model_is_hybrid(model.model)
         )
         self._vocabulary: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model.model))
+        self._crew = Crew(
+            model.threads,
+            lambda count: native.llama_set_n_threads(context, count, count),
+            adapts=model.adapts,
+        )
         self._interrupted = native.ggml_abort_callback(lambda _data: interrupted())
         self._batch = batch = native.llama_batch_init(self.batch, 0, 1)
         for index in range(self.batch):
@@ -184,6 +194,7 @@ class Context:
             self._outputs[at - 1] = wanted
             rows.append(at - 1)
         self._batch.n_tokens = at
+        self._crew.muster(everybody=at == 1 and len(pieces[0].cache.tokens) > WHOLE_TOKENS_MAX)
         self._settle(self._run(interruptible=interruptible), pieces)
         even = len({len(piece.tokens) for piece in pieces}) == 1
         for cache, tokens, _ in pieces:

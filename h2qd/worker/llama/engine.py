@@ -36,9 +36,14 @@ class LlamaEngine:
         self._loaded = _Loaded(model.load(order, progress, self._beat))
         return self._ready(self._loaded, start_s)
 
-    def save(self) -> SessionsSaved | None:
+    @property
+    def unsaved(self) -> int:
         """Nothing is kept across loads yet."""
-        return None
+        return 0
+
+    def save(self) -> SessionsSaved:
+        """Nothing is kept across loads yet."""
+        return SessionsSaved(0, 0, 0, 0)
 
     def forget(self, session: str) -> None:
         """Nothing is kept across loads yet."""

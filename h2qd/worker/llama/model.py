@@ -31,13 +31,15 @@ _KV_TYPES: dict[str, int] = {
 class Model:
     """A loaded model: the addresses of the native model and context; `context` 0: it has none now.
 
-    The context computes `batch` tokens at once at most, and the logits of `outputs` of them.
+    The context computes `batch` tokens at once at most, and the logits of `outputs` of them. `adapts`: there may be
+    fewer threads than `threads` at times, since nobody set their number.
     """
 
     model: int
     context: int
     device: str
     threads: int
+    adapts: bool
     batch: int = 0
     outputs: int = 0
 
@@ -85,7 +87,8 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     del callback  # it had to outlive the call
     if not address:
         raise _refused_file(order)
-    model = Model(address, 0, "gpu" if params.n_gpu_layers > 0 else "cpu", thread_count(order.threads))
+    device = "gpu" if params.n_gpu_layers > 0 else "cpu"
+    model = Model(address, 0, device, thread_count(order.threads), adapts=order.threads == 0 and device == "cpu")
     try:
         _check_kind(model.model)
         model.open_context(order)

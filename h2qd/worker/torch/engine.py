@@ -70,9 +70,14 @@ class TorchEngine:
         self._model = model.load(order, progress, self._beat)
         return self._ready(self._model, order, start_s)
 
-    def save(self) -> SessionsSaved | None:
+    @property
+    def unsaved(self) -> int:
         """Nothing is kept across loads."""
-        return None
+        return 0
+
+    def save(self) -> SessionsSaved:
+        """Nothing is kept across loads."""
+        return SessionsSaved(0, 0, 0, 0.0)
 
     def forget(self, session: str) -> None:
         """Nothing is kept across requests."""
@@ -140,6 +145,8 @@ class TorchEngine:
         if not self._works:
             return []
         self._beat.tick()
+        if self._model is not None:
+            self._model.crew.muster(everybody=False)
         highest = max(work.priority for work in self._works)
         work = next(work for work in self._works if work.priority == highest or work.wanted.cancelled)
         said = work.step()

@@ -15,6 +15,7 @@ from h2qd.safetensors.sentences import Sentences, read_sentences
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.workers import LoadModel
 from h2qd.worker.engine import Beat, EngineError, Progress
+from h2qd.worker.llama.crew import Crew
 from h2qd.worker.llama.threads import thread_count
 from h2qd.worker.torch import structure, weights
 from h2qd.worker.torch.libraries import torch, transformers
@@ -46,6 +47,7 @@ class Model:
     device: str
     generates: bool
     beat: Beat
+    crew: Crew
     batch: int = 0
     ctx: int = 0
     under_way: Wanted = field(default_factory=Wanted)
@@ -124,7 +126,8 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not a path"
         raise EngineError("file_not_found", f"cannot read the model folder: {reason}") from error
     beat.tick()
-    torch.set_num_threads(thread_count(order.threads))
+    threads = thread_count(order.threads)
+    torch.set_num_threads(threads)
     dtype = _dtype(order.quantize, known)
     device = _device(order)
     vocabulary = Vocabulary(folder, sentences)
@@ -135,7 +138,8 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     if device != "cpu":
         module.to(device)
     trim_heap()
-    model = Model(module, known, sentences, vocabulary, device, folder.family.generates, beat)
+    crew = Crew(threads, torch.set_num_threads, adapts=device == "cpu")
+    model = Model(module, known, sentences, vocabulary, device, folder.family.generates, beat, crew)
     model.watch_layers()
     return model
 

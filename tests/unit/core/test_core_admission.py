@@ -196,7 +196,8 @@ def line_of(play: Playbook, *tickets: tuple[int, int, int]) -> None:
 
 
 def busy_a() -> Playbook:
-    return Playbook("a").given_ready("a").when(infer(1, "a", client=1)).then(grant(1, "a"))
+    """By a request that pauses for nobody."""
+    return Playbook("a").given_ready("a").when(infer(1, "a", client=1, priority=2)).then(grant(1, "a"))
 
 
 def served(play: Playbook, running: int, *order: int, each_s: float = 1.0) -> None:
@@ -247,6 +248,28 @@ def test_a_clients_own_low_request_is_not_starved_by_its_own_high_ones() -> None
     line_of(play, (4, 1, 2))
     play.later(30.0)
     served(play, 3, 2, 4)
+
+
+def test_a_more_urgent_one_need_not_wait_for_a_slot() -> None:
+    """Whoever runs pauses for it; as many requests as there are slots may be paused at a time."""
+    play = Playbook("a").given_ready("a").when(infer(1, "a", client=1, priority=0)).then(grant(1, "a"))
+    play.when(infer(2, "a", client=2, priority=1)).then(grant(2, "a"))
+    play.when(infer(3, "a", client=3, priority=2)).then()
+    play.when(answered(2)).then(complete(2), grant(3, "a"))
+    play.when(infer(4, "a", client=4, priority=2)).then()
+    play.when(answered(3)).then(complete(3), grant(4, "a"))
+    play.when(answered(4)).then(complete(4))
+    play.when(answered(1)).then(complete(1))
+
+
+def test_who_was_paused_for_long_is_not_paused_again() -> None:
+    play = Playbook("a").given_ready("a").when(infer(1, "a", client=1, priority=0)).then(grant(1, "a"))
+    play.later(14.0).when(infer(2, "a", client=2)).then(grant(2, "a"))
+    play.later(1.0).when(answered(2)).then(complete(2))
+    play.when(infer(3, "a", client=3)).then()
+    play.when(infer(4, "a", client=4, priority=2)).then(grant(4, "a"))
+    play.when(answered(4)).then(complete(4))
+    play.when(answered(1)).then(complete(1), grant(3, "a"))
 
 
 # --- the list of models ------------------------------------------------------------------------------

@@ -77,7 +77,12 @@ BROKEN = {
         state(READY_A, waiting=(ticket(2, "a"), ticket(3, "a")), running=(RUN,)), rules=Rules(queue_max=1)
     ),
     "request 1 runs on a worker that is not resident": state(UNLOADING_A, running=(RUN,)),
-    "a runs more requests than it has slots": state(READY_A, running=(RUN, Running(ticket(2, "a"), 1, 0.0))),
+    "a runs more requests than its engine takes": state(
+        READY_A, running=(RUN, *(Running(ticket(request, "a"), 1, 0.0) for request in (2, 3)))
+    ),
+    "a runs more requests than it has slots, and none of them pauses for another": state(
+        READY_A, running=tuple(Running(replace(ticket(n, "a"), priority=2), 1, 0.0) for n in (1, 2))
+    ),
     "the switch is about a model that is not registered": state(COLD_A, under_way=switch(Phase.LOAD)),
     "nobody waits for the switch's target": state(
         UNLOADING_A, COLD_B, under_way=switch(Phase.UNLOAD, victims=("a",))

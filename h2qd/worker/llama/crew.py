@@ -1,0 +1,45 @@
+"""The threads of one context, before each pass: as many as `neighbour` finds room for, from what `processors` reads.
+
+Called by `context`. The kernel is asked a few times a second, not for each pass; where it does not answer, the number
+stays what it was at the load. Invariant: a pass that would round differently with fewer has all of them.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+from h2qd.worker.llama import processors
+from h2qd.worker.llama.neighbour import PERIOD_S, Neighbour, Reading
+
+
+class Crew:
+    """`assign` sets the number of threads of a context that has `limit` so far; it `adapts` or stays as it is."""
+
+    def __init__(
+        self,
+        limit: int,
+        assign: Callable[[int], object],
+        *,
+        adapts: bool,
+        read: Callable[[set[int]], Reading | None] = processors.read,
+    ) -> None:
+        self._limit = self._assigned = limit
+        self._assign = assign
+        self._read = read
+        self._cpus = os.sched_getaffinity(0)
+        self._neighbour = Neighbour(limit, len(self._cpus))
+        self._last = read(self._cpus) if adapts and limit > 1 else None
+
+    def muster(self, *, everybody: bool) -> None:
+        """Before a pass; one that needs all threads says so."""
+        last = self._last
+        if last is None:
+            return
+        if time.monotonic() - last.at_s >= PERIOD_S:
+            self._last = now = self._read(self._cpus)
+            if now is not None:
+                self._neighbour.judge(last, now)
+        threads = self._limit if everybody or self._last is None else self._neighbour.threads
+        if threads != self._assigned:
+            self._assign(threads)
+            self._assigned = threads
