@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import get_args
 
 from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerParked, WorkerReady
@@ -70,7 +69,7 @@ class Engines:
     threads: int
     sessions: str
     sessions_bytes: int
-    quantize: Mapping[str, str] = MappingProxyType({})
+    quantize: Mapping[str, str]
 
 
 @dataclass(slots=True, eq=False)

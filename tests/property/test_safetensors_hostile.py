@@ -95,9 +95,7 @@ def test_headers_of_any_json(value: Any) -> None:
 @settings(deadline=None, max_examples=150)
 @given(
     st.dictionaries(
-        st.sampled_from(
-            [*LLAMA, "head_dim", "auto_map", "quantization_config", "is_encoder_decoder"]
-        ),
+        st.sampled_from([*LLAMA, "head_dim", "auto_map", "quantization_config", "is_encoder_decoder"]),
         values,
         min_size=1,
         max_size=4,

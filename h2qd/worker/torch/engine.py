@@ -4,6 +4,7 @@ Turns an order into a piece of work and gives each a step in its turn, those of 
 is kept: each answer has a KV cache of its own, which ends with it. Called by the worker's loop.
 """
 
+import gc
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -29,13 +30,10 @@ from h2qd.worker.torch import model
 from h2qd.worker.torch.chat import chat_tokens
 from h2qd.worker.torch.generation import Generation
 from h2qd.worker.torch.memory import trim_heap
-from h2qd.worker.torch.model import Model, Wanted
+from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, Model, Wanted
 from h2qd.worker.torch.sampler import Chooser
 from h2qd.worker.torch.scoring import Scoring
 from h2qd.worker.torch.vectors import Vectors
-
-BYTES_PER_TOKEN_MAX = 256
-"""No text is made of longer tokens than this; longer prompts are refused without tokenizing them."""
 
 _EVERYBODY = 2
 """As many requests of a higher priority as there are slots may come on top of a full engine."""
@@ -167,6 +165,7 @@ class TorchEngine:
         """Let go of the model; only when idle."""
         self._model = self._template = None
         self._works.clear()
+        gc.collect()  # modules and their hooks refer to each other
         trim_heap()
 
     def _prompt(self, order: Generate, loaded: Model) -> list[int]:
@@ -175,7 +174,7 @@ class TorchEngine:
             raise EngineError("invalid_request", "cannot generate: give a prompt or a conversation, one of both")
         texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
         size = sum(map(len, texts))
-        if size > loaded.ctx * BYTES_PER_TOKEN_MAX:
+        if size > loaded.ctx * CHARS_PER_TOKEN_MAX:
             raise _overflow(f"has {size} characters", loaded.ctx)
         vocabulary = loaded.vocabulary
         if order.turns is not None:

@@ -22,6 +22,9 @@ from h2qd.worker.torch.libraries import torch, transformers
 from h2qd.worker.torch.memory import trim_heap
 from h2qd.worker.torch.vocabulary import Vocabulary
 
+CHARS_PER_TOKEN_MAX = 256
+"""No text is made of longer tokens than this; longer ones than fit are refused without tokenizing them."""
+
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 

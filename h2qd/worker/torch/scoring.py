@@ -11,7 +11,7 @@ import numpy as np
 
 from h2qd.wire.workers import ChosenToken, GenerationFailed, Prefilling, Scored, ScoreText
 from h2qd.worker.engine import EngineError, Said
-from h2qd.worker.torch.model import InterruptedPassError, Model, Wanted
+from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, InterruptedPassError, Model, Wanted
 from h2qd.worker.torch.sampler import bounded, log_softmax
 
 PIECE_TOKENS = 16
@@ -29,6 +29,8 @@ class Scoring:
         self._order = order
         self._model = model
         self._start_s = start_s
+        if order.window is None and len(order.context) + len(order.text) > model.ctx * CHARS_PER_TOKEN_MAX:
+            raise EngineError("context_overflow", f"cannot score so much text at once: the context holds {model.ctx}")
         vocabulary = model.vocabulary
         first = [vocabulary.bos] if vocabulary.adds_bos and vocabulary.bos is not None else []
         text = vocabulary.tokenize(order.text, special=False)
@@ -88,7 +90,7 @@ class Scoring:
         for offset, row in enumerate(log_softmax(rows.numpy().astype(np.float64))):
             follows = self._at + offset + 1
             if start <= follows < len(tokens):
-                self._score(tokens[follows], bounded(float(row[tokens[follows]])))
+                self._score(tokens[follows], float(row[tokens[follows]]))
         self._at += len(piece)
         self._done += len(piece)
         if self._at == len(tokens):
@@ -100,7 +102,7 @@ class Scoring:
         self._sum += logarithm
         self._squares += logarithm * logarithm
         if self._order.logprobs:
-            self._told.append(ChosenToken(token, self._model.vocabulary.piece(token), logarithm))
+            self._told.append(ChosenToken(token, self._model.vocabulary.piece(token), bounded(logarithm)))
 
     def _fail(self, code: str, message: str) -> list[Said]:
         self.ended = True

@@ -11,7 +11,7 @@ from typing import Any
 from h2qd.wire.workers import Embedded, EmbedTexts, GenerationFailed, Prefilling
 from h2qd.worker.engine import EngineError, Said
 from h2qd.worker.torch.libraries import torch
-from h2qd.worker.torch.model import InterruptedPassError, Model, Wanted
+from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, InterruptedPassError, Model, Wanted
 
 _NORM_MIN = 1e-12
 
@@ -30,6 +30,8 @@ class Vectors:
         self._texts: list[list[int]] = []
         self._truncated = 0
         for number, text in enumerate(order.texts, 1):
+            if len(text) > model.ctx * CHARS_PER_TOKEN_MAX and not order.truncate:
+                raise EngineError("context_overflow", f"cannot fit text {number}: it has {len(text)} characters")
             tokens, whole = model.vocabulary.framed(text, model.ctx)
             if whole > model.ctx and not order.truncate:
                 raise EngineError(
