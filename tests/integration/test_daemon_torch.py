@@ -47,6 +47,8 @@ def test_a_sentence_model_and_a_language_model_take_turns(tmp_path: Path) -> Non
 
         answer = client.infer("Hello", model="small", max_tokens=8, temperature=0, ignore_eos=True)
         assert (answer.finish, answer.usage.completion_tokens) == ("length", 8)
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (daemon.zygote_pid(), daemon.worker_pid("small"))]
+        assert ["libtorch" in text for text in maps] == [False, True]
         row = next(row for row in client.ps().models if row.name == "small")
         assert row.ctx == 512
         released = client.unload("small").released
