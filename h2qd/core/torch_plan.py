@@ -32,9 +32,8 @@ _WIDTH_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
 """Bytes of what is computed in, by what was asked for."""
 
 
-def torch_plan(shape: ModelShape, ctx: int, slots: int = 1) -> MemoryPlan:
-    """The memory that a load of `shape` takes; `ctx` tokens are shared by `slots` sequences."""
-    slots = max(1, slots)
+def torch_plan(shape: ModelShape, ctx: int) -> MemoryPlan:
+    """The memory that a load of `shape` takes; `ctx` tokens are those of all its sequences together."""
     stored_bytes = 2 if shape.tensor_bytes < 3 * shape.parameters else 4
     width_bytes = _WIDTH_BYTES.get(shape.quantize, stored_bytes)
     embedded = min(max(0, shape.vocabulary) * max(0, shape.embedding), max(0, shape.parameters))
@@ -48,8 +47,6 @@ def torch_plan(shape: ModelShape, ctx: int, slots: int = 1) -> MemoryPlan:
     layers = max(0, shape.layers)
     heads = max(0, *shape.kv_heads, 0)
     layer_cache = heads * (max(0, shape.key_length) + max(0, shape.value_length)) * width_bytes
-    # While a token is appended, one layer's cache is there twice.
-    growing = layer_cache * max(1, ctx) // slots
     tokens = min(_PIECE_TOKENS if heads else _BATCH_TOKENS, max(1, ctx))
     widest = 3 * max(0, shape.feed_forward) + 6 * max(0, shape.embedding)
     parts = (
@@ -57,7 +54,7 @@ def torch_plan(shape: ModelShape, ctx: int, slots: int = 1) -> MemoryPlan:
         ("repacked", copied),
         ("kv_cache", layers * layer_cache * max(1, ctx)),
         ("recurrent", 0),
-        ("compute", tokens * widest * _FLOAT_BYTES + growing),
+        ("compute", tokens * widest * _FLOAT_BYTES),
         ("output", max(0, shape.vocabulary) * _LOGIT_BYTES if heads else 0),
         ("overhead", _LIBRARIES_BYTES + layers * _LAYER_BYTES + max(0, shape.vocabulary) * _TOKEN_BYTES),
     )

@@ -18,7 +18,8 @@ from h2qd.worker.engine import Beat, EngineError, Progress
 from h2qd.worker.llama.crew import Crew
 from h2qd.worker.llama.threads import thread_count
 from h2qd.worker.torch import structure, weights
-from h2qd.worker.torch.libraries import torch, transformers
+from h2qd.worker.torch.cache import open_cache
+from h2qd.worker.torch.libraries import torch
 from h2qd.worker.torch.memory import trim_heap
 from h2qd.worker.torch.vocabulary import Vocabulary
 
@@ -57,7 +58,7 @@ class Model:
 
     def cache(self) -> Any:
         """An empty KV cache for one request."""
-        return transformers.DynamicCache(config=self.module.config)
+        return open_cache(self.module.config, self.ctx)
 
     def logits(self, tokens: list[int], cache: Any, rows: int, wanted: Wanted) -> Any:
         """Compute `tokens` after what `cache` holds; logits of the last `rows` of them, shape (rows, vocabulary).
@@ -137,11 +138,11 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     beat.tick()
     module = structure.build(folder, dtype)
     beat.tick()
-    weights.load(module, folder, order.quantize, dtype, progress, beat)
+    crew = Crew(threads, torch.set_num_threads, adapts=device == "cpu")
+    weights.load(module, folder, order.quantize, dtype, crew, progress, beat)
     if device != "cpu":
         module.to(device)
     trim_heap()
-    crew = Crew(threads, torch.set_num_threads, adapts=device == "cpu")
     model = Model(module, known, sentences, vocabulary, device, folder.family.generates, beat, crew)
     model.watch_layers()
     return model

@@ -12,6 +12,7 @@ from h2qd.safetensors.folder import Folder, Part
 from h2qd.safetensors.header import Tensor
 from h2qd.wire.names import shown
 from h2qd.worker.engine import Beat, EngineError, Progress
+from h2qd.worker.llama.crew import Crew
 from h2qd.worker.torch.libraries import safe_open, torch
 from h2qd.worker.torch.linear import Int4Linear, Int8Linear, QuantizedLinear, fits_int4
 from h2qd.worker.torch.memory import available_bytes
@@ -23,7 +24,7 @@ _LEFT_OUT = (".rotary_emb.inv_freq", ".position_ids", ".masked_bias", ".attentio
 """Ends of names of tensors that older releases saved and that are computed instead."""
 
 
-def load(module: Any, folder: Folder, quantize: str, dtype: Any, progress: Progress, beat: Beat) -> None:
+def load(module: Any, folder: Folder, quantize: str, dtype: Any, crew: Crew, progress: Progress, beat: Beat) -> None:
     """Fill `module` in. Raises `EngineError` (load_failed): a tensor lacks, is odd or too many; memory is short."""
     names = _matched(module, folder)
     quantized = _replace_linears(module, quantize) if quantize in ("int8", "int4") else {}
@@ -45,6 +46,7 @@ def load(module: Any, folder: Folder, quantize: str, dtype: Any, progress: Progr
                         ready.update(dict.fromkeys(places, _settled(value, dtype, beat)))
                     del value
                 done += tensor.size_bytes
+                crew.muster(everybody=False)
                 beat.tick()
                 progress(done / max(1, total))
         module.load_state_dict(ready, strict=False, assign=True)

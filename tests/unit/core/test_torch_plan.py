@@ -48,7 +48,7 @@ def part(plan: MemoryPlan, name: str) -> int:
 
 def test_what_real_workers_grew_by() -> None:
     # PSS of the process tree after loads by torch 2.13: a sentence model, and a llama with its context full.
-    for shape, ctx, measured in ((MINILM, 256, 428_322_816), (LLAMA, 4096, 574_787_584)):
+    for shape, ctx, measured in ((MINILM, 256, 428_322_816), (LLAMA, 4096, 561_421_312)):
         assert torch_plan(shape, ctx).total_bytes == pytest.approx(measured, rel=0.1)
 
 
@@ -73,7 +73,7 @@ def test_weights_that_are_converted_become_memory() -> None:
 def test_the_cache_grows_with_context_and_width_and_only_models_that_generate_have_one() -> None:
     narrow = torch_plan(LLAMA, 1000)
     assert part(narrow, "kv_cache") == 12 * 4 * 128 * 2 * 1000
-    assert part(torch_plan(LLAMA, 2000, 2), "kv_cache") == 2 * part(narrow, "kv_cache")
+    assert part(torch_plan(LLAMA, 2000), "kv_cache") == 2 * part(narrow, "kv_cache")
     assert part(torch_plan(replace(LLAMA, quantize="float32"), 1000), "kv_cache") == 2 * part(narrow, "kv_cache")
     assert part(torch_plan(MINILM, 256), "kv_cache") == 0
     assert part(torch_plan(MINILM, 256), "output") == 0
@@ -113,9 +113,8 @@ def test_only_mapped_weights_can_be_taken_back_by_the_kernel() -> None:
         quantize=st.sampled_from(["", "float32", "bfloat16", "int8", "int4", "odd"]),
     ),
     st.integers(-5, 2**40),
-    st.integers(-5, 100),
 )
-def test_whatever_the_shape_the_plan_is_there_and_adds_up(shape: ModelShape, ctx: int, slots: int) -> None:
-    plan = torch_plan(shape, ctx, slots)
+def test_whatever_the_shape_the_plan_is_there_and_adds_up(shape: ModelShape, ctx: int) -> None:
+    plan = torch_plan(shape, ctx)
     assert all(size >= 0 for _, size in plan.parts)
     assert plan.total_bytes == sum(size for _, size in plan.parts)
