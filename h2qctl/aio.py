@@ -6,12 +6,11 @@ daemon. `timeout` and `silence_s` are in seconds and mean what they mean for `Cl
 """
 # ruff: noqa: ASYNC109  # a timeout here is the request's deadline, which the daemon is told and keeps
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-import msgspec
 import zmq.asyncio
 
 from h2qctl import address, asks
@@ -19,82 +18,10 @@ from h2qctl.asks import Options, Turn
 from h2qctl.channel import SETTLE_S
 from h2qctl.client import SILENCE_S
 from h2qctl.errors import H2qError
-from h2qctl.flow import OnProgress, Reply, expect
+from h2qctl.flow import OnProgress, Reply
 from h2qctl.line import AsyncFlow, Line
+from h2qctl.streams import AsyncStream, AsyncWatch
 from h2qd.wire import messages as m
-
-
-class AsyncStream:
-    """The text of an answer as it comes. `answer` is None until the end, then the whole answer with all its text."""
-
-    def __init__(self, flow: AsyncFlow) -> None:
-        self.answer: m.Answer | None = None
-        self._flow = flow
-        self._pieces: list[str] = []
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        async for delta in self._flow:
-            self._pieces.append(expect(delta, m.Delta).text)
-            return self._pieces[-1]
-        if self.answer is not None or self._flow.end is None:
-            raise StopAsyncIteration
-        end = expect(self._flow.end, m.Answer)
-        self._pieces.append(end.text)
-        self.answer = msgspec.structs.replace(end, text=self.text)
-        if not end.text:
-            raise StopAsyncIteration
-        return end.text
-
-    @property
-    def text(self) -> str:
-        """What came so far."""
-        return "".join(self._pieces)
-
-    def cancel(self) -> None:
-        """Be done: cancel the request at the daemon unless it has ended."""
-        self._flow.cancel()
-
-
-class AsyncWatch:
-    """Notices as they come. `end` is None until the daemon ends the subscription."""
-
-    end: m.EventsEnd | None = None
-
-    def __init__(self, flow: AsyncFlow) -> None:
-        self._flow = flow
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def __aiter__(self) -> AsyncIterator[m.Notice]:
-        return self
-
-    async def __anext__(self) -> m.Notice:
-        async for notice in self._flow:
-            return expect(notice, m.Notice)
-        if self._flow.end is not None:
-            self.end = expect(self._flow.end, m.EventsEnd)
-        raise StopAsyncIteration
-
-    def cancel(self) -> None:
-        """Be done: cancel the subscription at the daemon unless it has ended."""
-        self._flow.cancel()
 
 
 class AsyncClient:
@@ -322,6 +249,73 @@ class AsyncClient:
         if stream:
             return AsyncStream(self._flow("infer.chat", body, timeout, on_progress))
         return await self._run("infer.chat", body, m.Answer, timeout, on_progress)
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        model: str | None = None,
+        *,
+        normalize: bool = True,
+        overflow: Literal["refuse", "truncate"] | None = None,
+        priority: m.Priority | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Embeddings:
+        """A vector for each text, of length 1 with `normalize`; at most `TEXTS_MAX` (64) texts at once."""
+        body = asks.embed(texts, model, normalize, overflow, priority)
+        return await self._run("infer.embed", body, m.Embeddings, timeout, on_progress)
+
+    async def score(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        context: str = "",
+        window: int | None = None,
+        logprobs: bool = False,
+        priority: m.Priority | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Scored:
+        """How likely `text` is after `context`; with `window`, its perplexity in windows of so many tokens."""
+        body = asks.score(text, model, context, window, logprobs, priority)
+        return await self._run("infer.score", body, m.Scored, timeout, on_progress)
+
+    async def tokenize(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        special: bool = False,
+        pieces: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Tokens:
+        """The tokens of `text`, and with `pieces` what each reads like; `special`: control tokens count as such."""
+        body = m.Tokenize(text=text, model=model, special=special, pieces=pieces)
+        return await self._run("text.tokenize", body, m.Tokens, timeout, on_progress)
+
+    async def detokenize(
+        self,
+        tokens: Sequence[int],
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Detokenized:
+        """The text of tokens."""
+        body = m.Detokenize(tokens=list(tokens), model=model)
+        return await self._run("text.detokenize", body, m.Detokenized, timeout, on_progress)
+
+    async def sessions(self, *, timeout: float | None = None) -> m.Sessions:
+        """Conversations whose KV cache is kept on disk: this user's; an admin's: all."""
+        return await self._run("sessions.list", m.Empty(), m.Sessions, timeout)
+
+    async def remove_session(
+        self, session: str, model: str | None = None, *, timeout: float | None = None
+    ) -> m.SessionRemoved:
+        """Forget a conversation, with one model or with all."""
+        return await self._run("sessions.remove", m.OfSession(session, model), m.SessionRemoved, timeout)
 
     async def cancel(self, request: str, *, timeout: float | None = None) -> m.Cancelled:
         """Cancel any request by the name that `ps` shows. One's own streams have a `cancel` of their own."""

@@ -1,8 +1,8 @@
 """Generated text on its way to the user, for `infer` and `chat`."""
 
-from h2qctl import text
+from h2qctl import logprobs, text
 from h2qctl.flow import Stream, expect
-from h2qctl.output import Output
+from h2qctl.output import TABLE_WIDTH_MAX, Output
 from h2qctl.progress import Progress
 from h2qd.wire import messages as m
 
@@ -32,11 +32,26 @@ def show_whole(answer: m.Answer, out: Output) -> None:
         out.piece(answer.text if answer.text.endswith("\n") else answer.text + "\n")
 
 
+def show_figures(answer: m.Answer, out: Output, *, wanted: bool) -> None:
+    """What was asked for beside the text, on stderr: how likely each token was, and with `wanted` the figures."""
+    if answer.logprobs and not out.json:
+        for line in logprobs.lines(answer.logprobs, TABLE_WIDTH_MAX if out.stderr.isatty() else None):
+            out.note(line)
+    if wanted:
+        out.note(figures(answer))
+
+
 def figures(answer: m.Answer) -> str:
-    """One line of figures about an answer."""
+    """One line of figures about an answer; what did not happen is not in it."""
     usage, timings = answer.usage, answer.timings
+    prompt = f"{usage.cached_tokens} cached"
+    if usage.truncated_tokens:
+        prompt += f", {usage.truncated_tokens} left out"
+    new = text.safe(answer.finish)
+    if usage.drafted_tokens:
+        new += f", {usage.accepted_tokens} of {usage.drafted_tokens} guessed"
     return (
-        f"{text.safe(answer.model)}: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), "
-        f"{usage.completion_tokens} new ({text.safe(answer.finish)}), first after "
+        f"{text.safe(answer.model)}: {usage.prompt_tokens} prompt tokens ({prompt}), "
+        f"{usage.completion_tokens} new ({new}), first after "
         f"{text.duration(timings.first_token_ms)}, {timings.tokens_per_s:.1f} tokens/s, seed {answer.seed}"
     )

@@ -7,7 +7,9 @@ by the daemon, which is the only judge; here only the forms that Python offers a
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from os.path import abspath
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
+
+from msgspec import structs
 
 from h2qd.wire import messages as m
 
@@ -32,6 +34,10 @@ class Options(TypedDict, total=False):
     json_schema: str | None
     priority: m.Priority | None
     window: int | None
+    session: str | None
+    overflow: m.Overflow | None
+    logprobs: int | None
+    speculate: bool | None
 
 
 def import_file(path: str | PathLike[str], name: str | None) -> m.Import:
@@ -48,6 +54,27 @@ def chat(messages: Sequence[Turn], model: str | None, options: Options, *, strea
     """The body that answers `messages`, each a `ChatMessage` or a mapping with `role` and `content`."""
     turns = [turn if isinstance(turn, m.ChatMessage) else m.ChatMessage(**turn) for turn in messages]
     return m.Chat(messages=turns, model=model, stream=stream, **_fields(options))
+
+
+def embed(
+    texts: str | Sequence[str],
+    model: str | None,
+    normalize: bool,
+    overflow: Literal["refuse", "truncate"] | None,
+    priority: m.Priority | None,
+) -> m.Embed:
+    """The body that turns texts into vectors; one text may stand alone."""
+    several = [texts] if isinstance(texts, str) else list(texts)
+    how = m.Embed(texts=several, model=model, normalize=normalize)
+    return structs.replace(how, overflow=overflow or how.overflow, priority=priority or how.priority)
+
+
+def score(
+    text: str, model: str | None, context: str, window: int | None, logprobs: bool, priority: m.Priority | None
+) -> m.Score:
+    """The body that asks how likely `text` is."""
+    how = m.Score(text=text, context=context, model=model, window=window, logprobs=logprobs)
+    return structs.replace(how, priority=priority or how.priority)
 
 
 def _fields(options: Options) -> dict[str, Any]:

@@ -268,6 +268,73 @@ class Client:
             return Stream(self._flow("infer.chat", body, timeout, on_progress))
         return self._run("infer.chat", body, m.Answer, timeout, on_progress)
 
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        model: str | None = None,
+        *,
+        normalize: bool = True,
+        overflow: Literal["refuse", "truncate"] | None = None,
+        priority: m.Priority | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Embeddings:
+        """A vector for each text, of length 1 with `normalize`; at most `TEXTS_MAX` (64) texts at once."""
+        body = asks.embed(texts, model, normalize, overflow, priority)
+        return self._run("infer.embed", body, m.Embeddings, timeout, on_progress)
+
+    def score(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        context: str = "",
+        window: int | None = None,
+        logprobs: bool = False,
+        priority: m.Priority | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Scored:
+        """How likely `text` is after `context`; with `window`, its perplexity in windows of so many tokens."""
+        body = asks.score(text, model, context, window, logprobs, priority)
+        return self._run("infer.score", body, m.Scored, timeout, on_progress)
+
+    def tokenize(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        special: bool = False,
+        pieces: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Tokens:
+        """The tokens of `text`, and with `pieces` what each reads like; `special`: control tokens count as such."""
+        body = m.Tokenize(text=text, model=model, special=special, pieces=pieces)
+        return self._run("text.tokenize", body, m.Tokens, timeout, on_progress)
+
+    def detokenize(
+        self,
+        tokens: Sequence[int],
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> m.Detokenized:
+        """The text of tokens."""
+        body = m.Detokenize(tokens=list(tokens), model=model)
+        return self._run("text.detokenize", body, m.Detokenized, timeout, on_progress)
+
+    def sessions(self, *, timeout: float | None = None) -> m.Sessions:
+        """Conversations whose KV cache is kept on disk: this user's; an admin's: all."""
+        return self._run("sessions.list", m.Empty(), m.Sessions, timeout)
+
+    def remove_session(
+        self, session: str, model: str | None = None, *, timeout: float | None = None
+    ) -> m.SessionRemoved:
+        """Forget a conversation, with one model or with all."""
+        return self._run("sessions.remove", m.OfSession(session, model), m.SessionRemoved, timeout)
+
     def cancel(self, request: str, *, timeout: float | None = None) -> m.Cancelled:
         """Cancel any request by the name that `ps` shows. One's own streams have a `cancel` of their own."""
         return self._run("request.cancel", m.Cancel(request=request), m.Cancelled, timeout)

@@ -126,25 +126,29 @@ class _Held:
 
 
 class Stream(_Held):
-    """The text of an answer as it comes. `answer` is None until the end, then the whole answer with all its text."""
+    """The text of an answer as it comes. `answer` is None until the end, then all of it: text and `logprobs`."""
 
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow)
         self.answer: m.Answer | None = None
+        self.logprobs: list[m.TokenLogprob] = []
         self._pieces: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        for delta in self._flow:
-            self._pieces.append(expect(delta, m.Delta).text)
-            return self._pieces[-1]
+        for chunk in self._flow:
+            delta = expect(chunk, m.Delta)
+            self._pieces.append(delta.text)
+            self.logprobs += delta.logprobs
+            return delta.text
         if self.answer is not None or self._flow.end is None:
             raise StopIteration
         end = expect(self._flow.end, m.Answer)
         self._pieces.append(end.text)
-        self.answer = msgspec.structs.replace(end, text=self.text)
+        self.logprobs += end.logprobs
+        self.answer = msgspec.structs.replace(end, text=self.text, logprobs=self.logprobs)
         if not end.text:
             raise StopIteration
         return end.text

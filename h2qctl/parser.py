@@ -20,7 +20,7 @@ from h2qd.wire.names import shown
 GROUPS = (
     ("Look", ("status", "ps", "top", "models", "show", "explain", "plan", "events")),
     ("Models", ("load", "unload", "switch", "pin", "unpin", "import", "rm")),
-    ("Text", ("infer", "chat", "cancel")),
+    ("Text", ("infer", "chat", "sessions", "embed", "score", "tokenize", "detokenize", "batch", "cancel")),
     ("Daemon", ("doctor", "config", "version")),
     ("Tool", ("completion", "help")),
 )

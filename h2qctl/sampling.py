@@ -9,7 +9,7 @@ from typing import get_args
 
 from h2qctl.asks import Options
 from h2qctl.errors import H2qError
-from h2qd.wire.messages import Priority
+from h2qd.wire.messages import Overflow, Priority
 from h2qd.wire.names import shown
 
 _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
@@ -30,6 +30,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--priority",
         choices=get_args(Priority),
         help="who goes first of those who wait, and is given up last when memory runs out (normal)",
+    )
+    parser.add_argument(
+        "--session", metavar="NAME", help="go on from what is kept of this conversation, and keep it again"
+    )
+    parser.add_argument(
+        "--overflow",
+        choices=get_args(Overflow),
+        help="a text that outgrows the context is refused, loses its middle, or lets its oldest tokens go (refuse)",
+    )
+    parser.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="how likely each token was, and the N likeliest ones; a table on stderr, after the text",
+    )
+    parser.add_argument(
+        "--no-speculate",
+        dest="speculate",
+        action="store_false",
+        default=None,
+        help="do not guess tokens from the text so far",
     )
     group = parser.add_argument_group("sampling")
     for option, kind, letter, meaning in _NUMBERS:
@@ -64,6 +85,10 @@ def options(args: argparse.Namespace) -> Options:
         grammar=_contents(args.grammar),
         json_schema=_contents(args.json_schema),
         priority=args.priority,
+        session=args.session,
+        overflow=args.overflow,
+        logprobs=args.logprobs,
+        speculate=args.speculate,
     )
 
 

@@ -79,6 +79,11 @@ def moment(at_ms: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', at)}{zone[:3]}:{zone[3:]}"
 
 
+def several(number: int, noun: str) -> str:
+    """A number of things, e.g. `1 turn` or `3 turns`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def yes(flag: bool) -> str:
     """A flag in words."""
     return "yes" if flag else "no"

@@ -18,7 +18,7 @@ import zmq
 
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
-from h2qd.core.events import ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
+from h2qd.core.events import ForgetAsked, ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
 from h2qd.core.guard import Thresholds
 from h2qd.core.records import Rules, Ticket, Traits, Want
 from h2qd.errors import StartError
@@ -28,13 +28,16 @@ from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.errands import Errands
 from h2qd.runtime.heap import Heap
-from h2qd.runtime.imports import ImportFault, Imports
+from h2qd.runtime.imports import Imports
 from h2qd.runtime.meter import rss_bytes
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
 from h2qd.runtime.readings import Gauge
+from h2qd.runtime.refusal import Refusal
+from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.reports import Reports
 from h2qd.runtime.residents import Engines, Residents
 from h2qd.runtime.saved import SavedSessions
@@ -57,6 +60,9 @@ from h2qd.wire.limits import HEARTBEAT_MS
 log = get_logger()
 
 _TICK_S = 1.0
+_NOBODY = 0
+"""Asks for what the daemon does by itself; clients' requests are numbered from 1."""
+
 _FILES_OPEN = 65536
 
 
@@ -102,7 +108,18 @@ class Daemon:
             Engines(config.worker.threads, str(folder), config.sessions.disk_quota_bytes, _quantize(config)),
         )
         self._zygote.on_childless = self._residents.learn_idle
-        self._imports = Imports(self._zygote, patience, registry, self._manifests, self._disk, self._model_registered)
+        errands = Errands(self._zygote, patience)
+        self._imports = Imports(errands, registry, self._manifests, self._disk, self._model_registered)
+        self._remotes = Remotes(
+            config.remotes,
+            errands,
+            os.environ,
+            self._manifests,
+            self._missing,
+            self._remote_has,
+            self._remote_lost,
+        )
+        self._followers: list[asyncio.Task[None]] = []
         self._reports = reports = Reports(
             config,
             self._supervisor,
@@ -131,6 +148,7 @@ class Daemon:
             Surroundings(reports.status, reports.version, reports.config, reports.doctor, reports.top),
             self._access,
             config.requests.deadline_s,
+            {name: model.fallback for name, model in config.models.items()},
         )
         self._supervisor.perform = Performer(
             self._calls,
@@ -142,6 +160,7 @@ class Daemon:
             self._disk,
             self._heap.trim,
             self._ended.set,
+            self._commands.fall_back,
         )
         self._supervisor.settled = self._refresh
         self._server: Server | None = None
@@ -166,12 +185,15 @@ class Daemon:
         self._beat()
         self._notifier.ready(f"serving on {config.socket.path}")
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
+        self._followers = [self._loop.create_task(self._remotes.follow(name)) for name in config.remotes]
         starting = self._loop.create_task(self._finish_start())
         try:
             await self._ended.wait()
         finally:
-            starting.cancel()
-            await asyncio.wait([starting])
+            tasks = [starting, *self._followers]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             self._close()
 
     def _open_server(self) -> Server:
@@ -205,7 +227,7 @@ class Daemon:
             try:
                 await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
                 self._missing.pop(name, None)
-            except ImportFault as error:
+            except Refusal as error:
                 log.error("model.unavailable", model=name, path=model.path, error=str(error))  # noqa: TRY400 - expected
                 self._missing[name] = views.missing_row(name, model.path, str(error))
 
@@ -283,6 +305,14 @@ class Daemon:
         traits = _traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
+
+    def _remote_has(self, manifest: Manifest) -> None:
+        self._manifests[manifest.name] = manifest
+        self._model_registered(manifest)
+
+    def _remote_lost(self, name: str) -> None:
+        """A server no longer has it: it is forgotten, unless it is in use."""
+        self._supervisor.post(ForgetAsked(self._loop.time(), _NOBODY, name))
 
     def _refresh(self) -> None:
         """After events: whoever waits hears at once where it stands."""

@@ -1,10 +1,11 @@
-"""`h2qctl chat`: a conversation on a terminal, or one message from a pipe."""
+"""`h2qctl chat`: a conversation on a terminal, or one message from a pipe; `--session` goes on with one."""
 
 import argparse
+import contextlib
 import sys
 from importlib import import_module
 
-from h2qctl import answers, sampling
+from h2qctl import answers, sampling, text, turns
 from h2qctl.asks import Options
 from h2qctl.client import Client
 from h2qctl.errors import H2qError
@@ -13,17 +14,23 @@ from h2qctl.output import Output
 from h2qctl.progress import Progress
 from h2qctl.stdin import whole
 from h2qd.wire.codes import EXIT_OK
-from h2qd.wire.messages import ChatMessage
+from h2qd.wire.messages import Answer, ChatMessage
+from h2qd.wire.names import shown
 
 SUMMARY = "talk with a model"
-EXAMPLES = ("h2qctl chat", "h2qctl chat gemma3 --system 'Answer briefly.'", "echo 'Who are you?' | h2qctl chat")
+EXAMPLES = (
+    "h2qctl chat",
+    "h2qctl chat gemma3 --system 'Answer briefly.'",
+    "h2qctl chat --session trip",
+    "echo 'Who are you?' | h2qctl chat",
+)
 _PROMPT = ">>> "
 _HELP = "Ctrl-C stops an answer; /clear forgets the conversation; /exit or Ctrl-D leaves."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="the active model when absent")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the active model, or the session's, when absent")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
     parser.add_argument("--no-stream", action="store_true", help="print an answer when it is whole (from a pipe)")
     parser.add_argument("-v", "--figures", action="store_true", help="tokens and times, on stderr")
@@ -32,35 +39,51 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(client: Client, args: argparse.Namespace, out: Output) -> int:
     """Talk until the user leaves, or answer what stdin holds."""
-    start = [ChatMessage("system", args.system)] if args.system else []
     options = sampling.options(args)
-    if sys.stdin.isatty() and out.terminal and not out.json:
-        _Talk(client, args, out, start, options).go()
-        return EXIT_OK
-    messages = [*start, ChatMessage("user", whole().rstrip("\n"))]
-    with Progress(out) as progress:
-        if args.no_stream:
-            answer = client.chat(messages, args.model, on_progress=progress, **options)
-            progress.clear()
-            answers.show_whole(answer, out)
+    with contextlib.ExitStack() as leaving:
+        if args.session is not None:
+            leaving.enter_context(turns.held(args.session))
+        talk = _Talk(client, args, out, options)
+        if sys.stdin.isatty() and out.terminal and not out.json:
+            talk.go()
         else:
-            out.streaming = True
-            stream = client.chat(messages, args.model, stream=True, on_progress=progress, **options)
-            answer = answers.show_stream(stream, progress, out)
-    if args.figures:
-        out.note(answers.figures(answer))
+            talk.once(whole().rstrip("\n"))
     return EXIT_OK
 
 
 class _Talk:
-    """A conversation on a terminal. An answer that was cut short stays in it as far as it came."""
+    """A conversation. An answer that was cut short stays in it as far as it came."""
 
-    def __init__(
-        self, client: Client, args: argparse.Namespace, out: Output, start: list[ChatMessage], options: Options
-    ) -> None:
+    def __init__(self, client: Client, args: argparse.Namespace, out: Output, options: Options) -> None:
         self._client, self._args, self._out, self._options = client, args, out, options
-        self._start = start
-        self._messages = list(start)
+        self._session: str | None = args.session
+        self._model: str | None = args.model
+        kept = turns.read(self._session) if self._session is not None else None
+        before = kept.messages if kept is not None else []
+        said = [message for message in before if message.role == "system"]
+        self._start = [ChatMessage("system", args.system)] if args.system else said
+        self._messages = self._start + [message for message in before if message.role != "system"]
+        if kept is None:
+            return
+        self._model = self._model or kept.model
+        if not out.json:
+            with_whom = f" with {shown(self._model)}" if self._model else ""
+            out.note(f"{self._session}: goes on after {text.several(kept.turns, 'turn')}{with_whom}")
+
+    def once(self, message: str) -> None:
+        """Answer one message."""
+        self._messages.append(ChatMessage("user", message))
+        with Progress(self._out) as progress:
+            if self._args.no_stream:
+                answer = self._client.chat(self._messages, self._model, on_progress=progress, **self._options)
+                progress.clear()
+                answers.show_whole(answer, self._out)
+            else:
+                self._out.streaming = True
+                answer = answers.show_stream(self._stream(progress), progress, self._out)
+        if answer.text:
+            self._keep(answer.text, answer)
+        answers.show_figures(answer, self._out, wanted=self._args.figures)
 
     def go(self) -> None:
         """Read and answer until the user leaves."""
@@ -79,6 +102,7 @@ class _Talk:
                 return
             if line == "/clear":
                 self._messages = list(self._start)
+                self._save()
             elif line:
                 self._answer(line)
 
@@ -88,18 +112,34 @@ class _Talk:
         stream: Stream | None = None
         try:
             with Progress(self._out) as progress:
-                stream = self._client.chat(
-                    self._messages, self._args.model, stream=True, on_progress=progress, **self._options
-                )
+                stream = self._stream(progress)
                 answer = answers.show_stream(stream, progress, self._out)
-            if self._args.figures:
-                self._out.note(answers.figures(answer))
+            answers.show_figures(answer, self._out, wanted=self._args.figures)
         except KeyboardInterrupt:
             self._out.note("(stopped)")
         except H2qError as error:
             self._out.error(error)
         said = stream.text if stream else ""
         if said:
-            self._messages.append(ChatMessage("assistant", said))
+            self._keep(said, stream.answer if stream else None)
         else:
             self._messages.pop()
+
+    def _stream(self, progress: Progress) -> Stream:
+        return self._client.chat(self._messages, self._model, stream=True, on_progress=progress, **self._options)
+
+    def _keep(self, said: str, answer: Answer | None) -> None:
+        """Make what was said part of the conversation."""
+        self._messages.append(ChatMessage("assistant", said))
+        if self._session is not None and answer is not None:
+            self._model = answer.model
+        self._save()
+
+    def _save(self) -> None:
+        """Write a named conversation down. That it cannot be is told, and no reason to end the talk."""
+        if self._session is None:
+            return
+        try:
+            turns.write(self._session, self._model, self._messages)
+        except H2qError as error:
+            self._out.error(error)

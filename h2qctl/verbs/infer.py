@@ -14,6 +14,7 @@ EXAMPLES = (
     'h2qctl infer "Once upon a time" --max-tokens 64',
     'h2qctl infer gemma3 "The capital of France is" --temperature 0 -v',
     "h2qctl infer - --priority low < prompt.txt",
+    'h2qctl infer "Dear diary," --session diary --logprobs 3',
     'h2qctl infer --json "1 2 3" | jq -rj ".chunk.text // empty"',
 )
 
@@ -40,6 +41,5 @@ def run(client: Client, args: argparse.Namespace, out: Output) -> int:
             out.streaming = True
             stream = client.stream(prompt, args.model, on_progress=progress, **options)
             answer = answers.show_stream(stream, progress, out)
-    if args.figures:
-        out.note(answers.figures(answer))
+    answers.show_figures(answer, out, wanted=args.figures)
     return EXIT_OK

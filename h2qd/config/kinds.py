@@ -7,16 +7,21 @@ so files, variables and options follow the same rules. `parse` raises `ValueErro
 
 import os
 import pwd
+import re
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 import msgspec
 
 from h2qd.config import units
-from h2qd.wire.limits import PATH_CHARS_MAX
+from h2qd.wire.limits import NAME_CHARS_MAX, PATH_CHARS_MAX
 from h2qd.wire.messages import Scalar
 from h2qd.wire.names import name_fault
 
 ANYBODY = "*"
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_URL_CHARS_MAX = 1024
 _UID_MAX = 2**32 - 2  # the all-ones uid means "unchanged" to the kernel
 
 
@@ -233,6 +238,78 @@ class FilePath(msgspec.Struct, frozen=True):
     def show(self, value: str) -> Scalar:
         """The path itself."""
         return value
+
+
+class Word(msgspec.Struct, frozen=True):
+    """The name of something outside: an environment variable, a credential."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "name of letters, digits, _ . and -"
+
+    def parse(self, text: str) -> str:
+        """The name."""
+        if not _WORD.fullmatch(text):
+            raise ValueError("it must be a name of at most 64 letters, digits, _ . and -")
+        return text
+
+    def show(self, value: str) -> Scalar:
+        """The name itself."""
+        return value
+
+
+class Url(msgspec.Struct, frozen=True):
+    """Where a server is: http or https, a host, perhaps a port and a path, and no more."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "http or https URL without user, query and fragment"
+
+    def parse(self, text: str) -> str:
+        """The URL, without a slash at its end."""
+        if len(text) > _URL_CHARS_MAX or not _URL.fullmatch(text):
+            raise ValueError(f"it must be a {self.words}")
+        try:
+            port = urlsplit(text).port
+        except ValueError:
+            port = 0
+        if port == 0:
+            raise ValueError("its port must be from 1 to 65535")
+        return text.rstrip("/")
+
+    def show(self, value: str) -> Scalar:
+        """The URL itself: it holds no secret."""
+        return value
+
+
+class TextList(msgspec.Struct, frozen=True):
+    """A list of names as others write them."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "list of names"
+
+    @property
+    def item_words(self) -> str:
+        """One item in words."""
+        return "name"
+
+    def parse(self, text: str) -> str:
+        """The name."""
+        if not text or len(text) > NAME_CHARS_MAX or not text.isprintable():
+            raise ValueError(f"it must be printable, of 1 to {NAME_CHARS_MAX} characters")
+        return text
+
+    def gather(self, items: dict[str, Any]) -> tuple[str, ...]:
+        """The names, in their order."""
+        return tuple(items)
+
+    def show(self, value: tuple[str, ...]) -> list[str]:
+        """The names as they were given."""
+        return list(value)
 
 
 class Users(msgspec.Struct, frozen=True):

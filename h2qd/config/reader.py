@@ -14,7 +14,7 @@ import msgspec
 
 from h2qd.config import document, places
 from h2qd.config.faults import ConfigError, Fault
-from h2qd.config.schema import Config, Failures, Guard, Model, Section, Worker
+from h2qd.config.schema import Config, Failures, Guard, Model, Remote, Section, Worker
 from h2qd.config.table import Table, nearest
 from h2qd.config.units import show_duration
 from h2qd.wire.names import shown
@@ -48,8 +48,9 @@ def load_config(path: str | None, environ: Mapping[str, str], options: Mapping[s
     table.faults += _contradictions(table)
     if table.faults:
         raise ConfigError(table.faults)
-    models = {name: _built(Model, values) for name, values in table.models.items()}
-    values = {**table.values, "models": models}
+    models = {name: _built(Model, values) for name, values in table.maps["models"].items()}
+    remotes = {name: _built(Remote, values) for name, values in table.maps["remotes"].items()}
+    values = {**table.values, "models": models, "remotes": remotes}
     return _built(Config, values, file=file, sources=table.sources, warnings=tuple(warnings))
 
 
@@ -147,7 +148,7 @@ def _contradictions(table: Table) -> Iterator[Fault]:
 
 def _unknown_variants(table: Table) -> Iterator[Fault]:
     """Variants that are the model itself. Others may be registered by an import, so they need not be named here."""
-    for name, values in table.models.items():
+    for name, values in table.maps["models"].items():
         if name in values.get("variants", ()):
             key = f"models.{name}.variants"
             yield Fault(table.sources[key], key, f"cannot use '{name}': it is the model itself")

@@ -9,7 +9,7 @@ import msgspec
 
 from h2qd.config.kinds import Kind
 from h2qd.config.reader import DEFAULT_FILE, FILE_VARIABLE, OPTIONS, VARIABLES
-from h2qd.config.schema import KEYS, MODEL_KEYS, Config, Key, Model, Socket, value_at
+from h2qd.config.schema import KEYS, MODEL_KEYS, REMOTE_KEYS, Config, Key, Model, Remote, Section, Socket, value_at
 
 _HEAD = f"""# Configuration
 
@@ -30,13 +30,17 @@ def reference() -> str:
     """The whole page."""
     # Stands in for the defaults that are computed, which the page gives in words.
     defaults = Config(socket=Socket(path=""), state_dir="", file="", sources={})
-    model_defaults = {field.encode_name: field.default for field in msgspec.structs.fields(Model)}
     rows = [_row(key, spec, value_at(defaults, key)) for key, spec in KEYS.items()]
-    rows += [_row(f"models.NAME.{key}", spec, model_defaults[key]) for key, spec in MODEL_KEYS.items()]
+    rows += [_row(f"models.NAME.{key}", spec, _default(Model, key)) for key, spec in MODEL_KEYS.items()]
+    rows += [_row(f"remotes.NAME.{key}", spec, _default(Remote, key)) for key, spec in REMOTE_KEYS.items()]
     overrides = [f"| `{name}` | `{key}` |" for name, key in (*VARIABLES.items(), *OPTIONS.items())]
     table = ["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows]
     other = ["| variable or option | key |", "| --- | --- |", *overrides]
     return "\n".join([_HEAD, "## Keys", "", *table, "", "## Variables and options", "", *other, ""])
+
+
+def _default(section: type[Section], key: str) -> Any:
+    return next(field.default for field in msgspec.structs.fields(section) if field.encode_name == key)
 
 
 def _row(key: str, spec: Key, default: Any) -> str:

@@ -21,9 +21,12 @@ from h2qd.config.kinds import (
     Percent,
     Share,
     Size,
+    TextList,
+    Url,
     UserList,
     Users,
     Whole,
+    Word,
 )
 from h2qd.config.units import Amount
 from h2qd.wire.catalogue import Access
@@ -35,6 +38,9 @@ SOCKET_PATH_BYTES_MAX = 100
 
 MODELS_MAX = 256
 """Entries of `models`."""
+
+REMOTES_MAX = 32
+"""Entries of `remotes`."""
 
 _SHORTEST_S = 0.01
 _DAY_S = 86400.0
@@ -155,7 +161,9 @@ class Worker(Section, frozen=True):
     cancel_grace_s: Annotated[
         float, Key("time a cancelled request has to end before its worker is killed", Duration(_SHORTEST_S, 600.0))
     ] = 5.0
-    threads: Annotated[int, Key("threads of an engine; 0: as many as there are cores for it", Whole(0, 1024))] = 0
+    threads: Annotated[
+        int, Key("threads of an engine; 0: as many as find a core that nothing else keeps busy", Whole(0, 1024))
+    ] = 0
     nice: Annotated[int, Key("scheduling priority; larger yields more", Whole(-20, 19))] = 0
     oom_score_adj: Annotated[
         int, Key("how readily the kernel kills a worker when memory runs out", Whole(0, 1000))
@@ -290,6 +298,10 @@ class Model(Section, frozen=True):
     variants: Annotated[
         tuple[str, ...], Key("models that may answer in its place where it does not fit, the best first", NameList())
     ] = ()
+    fallback: Annotated[
+        tuple[str, ...],
+        Key("models that answer where it is refused, fails or has failed too often, in their order", NameList()),
+    ] = ()
     backend: Annotated[
         str | None,
         Key(
@@ -305,6 +317,40 @@ class Model(Section, frozen=True):
             Choice(("none", "float32", "bfloat16", "int8", "int4")),
         ),
     ] = "none"
+
+
+class Remote(Section, frozen=True):
+    """One server of the map `remotes`."""
+
+    type: Annotated[str, Key("what it speaks", Choice(("ollama", "openai")), "required")]
+    url: Annotated[str, Key("where it is; for openai with the version, as in https://host/v1", Url(), "required")]
+    key_env: Annotated[str, Key("the environment variable of the daemon that holds the key", Word(), "none")] = ""
+    key_credential: Annotated[str, Key("the systemd credential that holds the key", Word(), "none")] = ""
+    models: Annotated[
+        tuple[str, ...], Key("names of its models that are offered here; empty: all that it lists", TextList())
+    ] = ()
+    refresh_s: Annotated[float, Key("how often it is asked which models it has", Duration(1.0, 30 * _DAY_S))] = 600.0
+    connect_timeout_s: Annotated[float, Key("time to be connected", Duration(_SHORTEST_S, 600.0))] = 5.0
+    read_timeout_s: Annotated[float, Key("longest silence of an answer", Duration(_SHORTEST_S, 3600.0))] = 120.0
+    ca_file: Annotated[str, Key("certificates that its own must be signed by", FilePath(), "the system's")] = ""
+    client_cert: Annotated[str, Key("a certificate to be shown to it", FilePath(), "none")] = ""
+    client_key: Annotated[str, Key("the key of that certificate", FilePath(), "none")] = ""
+    verify: Annotated[bool, Key("whether its certificate must be valid", Flag())] = True
+    proxy: Annotated[str, Key("an HTTP proxy on the way there", Url(), "none")] = ""
+    concurrency: Annotated[int, Key("requests that each of its models is sent at once", Whole(1, SLOTS_MAX))] = 4
+    rate: Annotated[
+        int, Key("requests that it is sent in a minute; 0: as many as there are", Whole(0, 1_000_000))
+    ] = 0
+    shares_memory: Annotated[
+        str,
+        Key(
+            "whether what it loads takes this device's memory; auto: when its address is this device's",
+            Choice(("auto", "true", "false")),
+        ),
+    ] = "auto"
+    private_addresses: Annotated[bool, Key("whether link-local and metadata addresses may be spoken to", Flag())] = (
+        False
+    )
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -331,6 +377,7 @@ class Settings(Section, frozen=True, kw_only=True):
     guard: Guard = Guard()
     model: ModelDefaults = ModelDefaults()
     models: dict[str, Model] = {}
+    remotes: dict[str, Remote] = {}
 
 
 class Config(Settings, frozen=True, kw_only=True):
@@ -345,6 +392,8 @@ class Config(Settings, frozen=True, kw_only=True):
         rows = [self._row(key, spec, self) for key, spec in KEYS.items()]
         for name, model in self.models.items():
             rows += [self._row(f"models.{name}.{key}", spec, model, key) for key, spec in MODEL_KEYS.items()]
+        for name, remote in self.remotes.items():
+            rows += [self._row(f"remotes.{name}.{key}", spec, remote, key) for key, spec in REMOTE_KEYS.items()]
         return rows
 
     def _row(self, key: str, spec: Key, section: Section, below: str = "") -> ConfigValue:
@@ -381,3 +430,22 @@ KEYS: dict[str, Key] = dict(_walk(Settings))
 
 MODEL_KEYS: dict[str, Key] = dict(_walk(Model))
 """The keys of one entry of `models`."""
+
+REMOTE_KEYS: dict[str, Key] = dict(_walk(Remote))
+"""The keys of one entry of `remotes`."""
+
+
+class Map(msgspec.Struct, frozen=True):
+    """A part of the file that maps names to entries, each with the same keys."""
+
+    what: str
+    keys: dict[str, Key]
+    required: tuple[str, ...]
+    entries_max: int
+
+
+MAPS: dict[str, Map] = {
+    "models": Map("model", MODEL_KEYS, ("path",), MODELS_MAX),
+    "remotes": Map("remote", REMOTE_KEYS, ("type", "url"), REMOTES_MAX),
+}
+"""The maps of a file, by their key."""

@@ -12,19 +12,19 @@ from typing import Any
 from h2qd.config import document
 from h2qd.config.faults import Fault
 from h2qd.config.kinds import FilePath, ListKind
-from h2qd.config.schema import KEYS, MODEL_KEYS, MODELS_MAX, Key
+from h2qd.config.schema import KEYS, MAPS, Key, Map
 from h2qd.wire.names import name_fault, shown
 
 _SHOWN_CHARS_MAX = 80
 
 
 class Table:
-    """Values by dotted key. `models` has the values of each model by the keys of `MODEL_KEYS`."""
+    """Values by dotted key. `maps` has, for each of `MAPS`, the values of each entry by its keys."""
 
     def __init__(self, file: str) -> None:
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
-        self.models: dict[str, dict[str, Any]] = {}
+        self.maps: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in MAPS}
         self.faults: list[Fault] = []
         self._file = file
         self._folder = str(Path(file).parent)
@@ -48,10 +48,10 @@ class Table:
         here = {key.removeprefix(prefix).split(".")[0] for key in KEYS if key.startswith(prefix)}
         for name, below in node.entries.items():
             key, where = prefix + name, self._where(node.lines[name])
-            if key == "models":
-                self._models(below)
+            if key in MAPS:
+                self._map(below, key, MAPS[key])
             elif name not in here:
-                self.refuse(where, key, _unknown(name, prefix, here | ({"models"} if not prefix else set())))
+                self.refuse(where, key, _unknown(name, prefix, here | (set() if prefix else set(MAPS))))
             elif key in KEYS:
                 self._leaf(below, where, key, KEYS[key])
             elif isinstance(below, document.Mapping):
@@ -59,37 +59,40 @@ class Table:
             elif not _absent(below):
                 self.refuse(where, key, f"cannot use {_words(below)}: it must be a map of keys")
 
-    def _models(self, node: document.Node) -> None:
+    def _map(self, node: document.Node, name: str, spec: Map) -> None:
         where = self._where(node.line)
         if not isinstance(node, document.Mapping):
             if not _absent(node):
-                self.refuse(where, "models", f"cannot use {_words(node)}: it must be a map of models")
+                self.refuse(where, name, f"cannot use {_words(node)}: it must be a map of {spec.what}s")
             return
-        if len(node.entries) > MODELS_MAX:
-            self.refuse(where, "models", f"cannot use {len(node.entries)} models: at most {MODELS_MAX}")
+        if len(node.entries) > spec.entries_max:
+            text = f"cannot use {len(node.entries)} {spec.what}s: at most {spec.entries_max}"
+            self.refuse(where, name, text)
             return
-        for name, below in node.entries.items():
-            key, where = f"models.{name}", self._where(node.lines[name])
-            if fault := name_fault(name):
-                self.refuse(where, key, f"cannot use this name for a model: {fault}")
+        for entry, below in node.entries.items():
+            key, where = f"{name}.{entry}", self._where(node.lines[entry])
+            if fault := name_fault(entry):
+                self.refuse(where, key, f"cannot use this name for a {spec.what}: {fault}")
             elif isinstance(below, document.Mapping):
-                self._model(below, where, name)
+                self._entry(below, where, name, entry)
             elif not isinstance(below, document.Broken):
-                self.refuse(where, key, f"cannot use {_words(below)}: it must be a map with a path")
+                needed = " and a ".join(spec.required)
+                self.refuse(where, key, f"cannot use {_words(below)}: it must be a map with a {needed}")
 
-    def _model(self, node: document.Mapping, where: str, name: str) -> None:
-        prefix = f"models.{name}."
+    def _entry(self, node: document.Mapping, where: str, name: str, entry: str) -> None:
+        spec, prefix = MAPS[name], f"{name}.{entry}."
         for part, below in node.entries.items():
             line = self._where(node.lines[part])
-            if part in MODEL_KEYS:
-                self._leaf(below, line, prefix + part, MODEL_KEYS[part])
+            if part in spec.keys:
+                self._leaf(below, line, prefix + part, spec.keys[part])
             else:
-                self.refuse(line, prefix + part, _unknown(part, prefix, set(MODEL_KEYS)))
-        if "path" not in node.entries:
-            self.refuse(where, f"{prefix}path", "cannot do without this key: a model needs a file")
-        # Model values move out of the flat table: names may hold dots, so their keys are for people only.
-        self.models[name] = {
-            part: self.values.pop(prefix + part) for part in MODEL_KEYS if prefix + part in self.values
+                self.refuse(line, prefix + part, _unknown(part, prefix, set(spec.keys)))
+        for part in spec.required:
+            if part not in node.entries:
+                self.refuse(where, f"{prefix}{part}", f"cannot do without this key: a {spec.what} needs it")
+        # An entry's values move out of the flat table: names may hold dots, so their keys are for people only.
+        self.maps[name][entry] = {
+            part: self.values.pop(prefix + part) for part in spec.keys if prefix + part in self.values
         }
 
     # --- values -----------------------------------------------------------------------------------

@@ -32,10 +32,13 @@ _QUIET = ("daemon.", "session.", "model.ps", "model.list", "model.show", "model.
 class Call:
     """One request in flight. `number` is unique in this daemon's life; times are monotonic seconds.
 
+    `name` is what people call it: `ps` shows it, `cancel` takes it, the log carries it. It stays while the number
+    changes, which it does when another model is asked: `fallbacks` are those left to ask, `until` when all must end.
     A request that a worker serves carries its `order` from the start, and the worker's `result` at the end.
     """
 
     number: int
+    name: str
     client: Client
     message_id: int
     op: str
@@ -46,6 +49,9 @@ class Call:
     streaming: bool = False
     credit: int = 0
     deadline: float | None = None
+    until: float | None = None
+    fallbacks: tuple[str, ...] = ()
+    asked: str = ""
     progress: Progress | None = None
     spoke_at: float = 0.0
     ended: bool = False
@@ -59,11 +65,6 @@ class Call:
     def text(self) -> TextOutlet | None:
         """The text of an answer in the making."""
         return self.outlet if isinstance(self.outlet, TextOutlet) else None
-
-    @property
-    def name(self) -> str:
-        """What people call it: `ps` shows it, `cancel` takes it, the log carries it."""
-        return f"r{self.number}"
 
 
 class Calls:
@@ -92,8 +93,7 @@ class Calls:
 
     def named(self, name: str) -> Call | None:
         """The call that `ps` shows under `name`."""
-        number = name.removeprefix("r")
-        return self._calls.get(int(number)) if number.isascii() and number.isdigit() and len(number) < 17 else None
+        return next((call for call in self._calls.values() if call.name == name), None)
 
     def idle(self, client: Client) -> bool:
         """Whether the client has nothing in flight."""
@@ -109,10 +109,17 @@ class Calls:
             raise WireError("too_many_requests", text, request.id)
         self._numbers += 1
         now = time.monotonic()
-        call = Call(self._numbers, client, request.id, request.op, now, spoke_at=now)
+        call = Call(self._numbers, f"r{self._numbers}", client, request.id, request.op, now, spoke_at=now)
         self._calls[call.number] = call
         self._by_id.setdefault(client.number, {})[request.id] = call
         return call
+
+    def renumber(self, call: Call) -> None:
+        """Give a call a fresh number: for the core it is another request, which hears nothing of the one before."""
+        del self._calls[call.number]
+        self._numbers += 1
+        call.number = self._numbers
+        self._calls[call.number] = call
 
     # --- saying ---------------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ check. A handler that fails by our own defect answers `internal`; details go to 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, Unpack
+
+import msgspec
 
 from h2qd import __version__
 from h2qd.core.admission import SHUTTING_DOWN, no_such_model
@@ -46,6 +48,26 @@ log = get_logger()
 
 _CANCELLED = Fault("cancelled", "cannot go on: the request was cancelled")
 _GONE = Fault("cancelled", "cannot go on: the client went away")
+
+FALLBACK_CODES = frozenset(
+    {
+        "no_fit",
+        "pinned",
+        "memory_pressure",
+        "load_failed",
+        "load_cancelled",
+        "model_failed",
+        "file_not_found",
+        "invalid_model_file",
+        "queue_full",
+        "generation_failed",
+        "worker_crashed",
+        "worker_oom",
+        "worker_hung",
+        "unloaded",
+    }
+)
+"""What another model may help with: not the request is at fault, but what was to answer it."""
 
 CAPABILITIES = ("stream", "credit", "cancel", "deadline", "events", "chat", "grammar", "json_schema")
 
@@ -89,6 +111,7 @@ class Commands:
         surroundings: Surroundings,
         access: Callable[[int], Access | None],
         deadline_s: float,
+        fallbacks: Mapping[str, tuple[str, ...]],
     ) -> None:
         self._supervisor = supervisor
         self._calls = calls
@@ -100,6 +123,7 @@ class Commands:
         self._missing = missing
         self._access = access
         self._deadline_s = deadline_s
+        self._fallbacks = fallbacks
         self._jobs = Jobs(calls)
         self._handlers: dict[str, _Handler] = {
             "session.hello": self._hello,
@@ -329,7 +353,32 @@ class Commands:
         call.order, call.priority = order, priority
         if call.deadline is None:
             call.deadline = call.arrived + self._deadline_s
-        self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
+        call.until = call.deadline
+        call.asked = model or self._supervisor.state.active or ""
+        call.fallbacks = self._fallbacks.get(call.asked, ())
+        try:
+            self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
+        except Refusal as refusal:
+            if not self.fall_back(call, refusal.fault):
+                raise
+
+    def fall_back(self, call: Call, fault: Fault) -> bool:
+        """Ask the next model of the chain where that may help and nothing was said yet; False: the fault stands."""
+        said = call.text is not None and call.text.tokens_seen > 0
+        if fault.code not in FALLBACK_CODES or said or call.order is None:
+            return False
+        while call.fallbacks:
+            model, *rest = call.fallbacks
+            call.fallbacks = tuple(rest)
+            if model not in self._supervisor.state.models:
+                continue
+            log.info("request.fell_back", request=call.name, model=call.model, to=model, because=fault.message)
+            self._calls.renumber(call)
+            call.order = msgspec.structs.replace(call.order, request=call.number)
+            call.deadline, call.result, call.prefilled = call.until, None, 0.0
+            self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[call.priority])
+            return True
+        return False
 
     def _infer(self, call: Call, ask: m.Infer) -> None:
         self._text(call, ask, orders.infer(call.number, call.client.uid, ask))

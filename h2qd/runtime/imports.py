@@ -8,29 +8,20 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from itertools import count
 
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
+from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
-from h2qd.runtime.workers import Exit, Patience, Worker
-from h2qd.runtime.zygote import Zygote
 from h2qd.safetensors.errors import SafetensorsError
 from h2qd.safetensors.identity import identity_of
 from h2qd.store.registry import Manifest, Registry
-from h2qd.wire.workers import FromWorker, Inspected, InspectFile, Loading
+from h2qd.wire.workers import Inspected, InspectFile
 
 log = get_logger()
 
-_JOB_NUMBERS = 2**40
-"""Job workers are numbered from here, the core's workers from 1."""
-
 _BACKENDS = {"fake": "fake", "safetensors": "torch"}
 """Which engine runs a format; the others are run by llama."""
-
-
-class ImportFault(Refusal):
-    """An import that failed."""
 
 
 class Imports:
@@ -38,20 +29,17 @@ class Imports:
 
     def __init__(
         self,
-        zygote: Zygote,
-        patience: Patience,
+        errands: Errands,
         registry: Registry,
         manifests: dict[str, Manifest],
         disk: Executor,
         registered: Callable[[Manifest], None],
     ) -> None:
-        self._zygote = zygote
-        self._patience = patience
+        self._errands = errands
         self._registry = registry
         self._manifests = manifests
         self._disk = disk
         self._registered = registered
-        self._numbers = count(_JOB_NUMBERS)
         self._one_at_a_time = asyncio.Lock()
 
     async def run(
@@ -59,16 +47,16 @@ class Imports:
     ) -> tuple[Manifest, bool]:
         """Register `path` as `name`; the manifest, and whether anything changed.
 
-        Raises `ImportFault`: file_not_found, invalid_model_file, name_taken, state_not_written, load_failed (no
+        Raises `Refusal`: file_not_found, invalid_model_file, name_taken, state_not_written, load_failed (no
         process could be started), and how a worker may end. A cancelled task ends its worker.
         """
         async with self._one_at_a_time:
             known = self._manifests.get(name)
             if known is not None and known.path != path and source == "import":
-                raise ImportFault(Fault("name_taken", f"cannot register {path} as {name}: {known.path} is"))
+                raise Refusal(Fault("name_taken", f"cannot register {path} as {name}: {known.path} is"))
             if known is not None and known.path == path and known.identity == await self._identity(path):
                 return known, False
-            found = await self._inspect(path, name, on_progress)
+            found = await self._errands.run(InspectFile(path), name, Inspected, on_progress)
             manifest = Manifest(
                 name=name,
                 path=path,
@@ -90,7 +78,7 @@ class Imports:
         except OSError as error:
             log.error("state.not_written", model=manifest.name, error=str(error))  # noqa: TRY400 - expected
             what = f"cannot register {manifest.name}: its manifest cannot be written ({error.strerror})"
-            raise ImportFault(Fault("state_not_written", what)) from error
+            raise Refusal(Fault("state_not_written", what)) from error
 
     async def _identity(self, path: str) -> list[int]:
         """The identity of the file or folder now; empty when it cannot be seen."""
@@ -98,34 +86,3 @@ class Imports:
             return await asyncio.get_running_loop().run_in_executor(self._disk, identity_of, path)
         except (OSError, SafetensorsError):
             return []
-
-    async def _inspect(self, path: str, name: str, on_progress: Callable[[float], None]) -> Inspected:
-        found: asyncio.Future[Inspected] = asyncio.get_running_loop().create_future()
-        gone = asyncio.Event()
-
-        def take(message: FromWorker) -> None:
-            if isinstance(message, Loading):
-                on_progress(min(1.0, max(0.0, message.fraction)))
-            elif isinstance(message, Inspected) and not found.done():
-                found.set_result(message)
-                worker.stop()
-
-        def exited(end: Exit) -> None:
-            if not found.done():
-                found.set_exception(
-                    ImportFault(end.fault or Fault("internal", "cannot tell what became of the check"))
-                )
-            gone.set()
-
-        try:
-            worker = Worker(next(self._numbers), name, InspectFile(path), self._zygote, self._patience, take, exited)
-        except OSError as error:
-            what = f"cannot check {path}: no process can be started for it ({error.strerror})"
-            raise ImportFault(Fault("load_failed", what)) from error
-        try:
-            result = await found
-            await gone.wait()
-        finally:
-            if not gone.is_set():
-                worker.stop(at_once=True)
-        return result

@@ -65,6 +65,7 @@ class Performer:
         disk: Executor,
         trim: Callable[[], None],
         on_exit: Callable[[], None],
+        otherwise: Callable[[Call, Fault], bool],
     ) -> None:
         self._calls = calls
         self._residents = residents
@@ -75,6 +76,7 @@ class Performer:
         self._disk = disk
         self._trim = trim
         self._on_exit = on_exit
+        self._otherwise = otherwise
 
     def __call__(self, effect: Effect) -> None:
         """Perform one effect. Nothing here waits."""
@@ -131,7 +133,7 @@ class Performer:
             case TellForgotten(request=request, model=model):
                 self._forget(request, model)
             case Refuse(request=request, fault=fault):
-                self._with(request, lambda call: self._calls.error(call, fault))
+                self._with(request, lambda call: self._refuse(call, fault))
             case SetTimer(timer=timer, at=at):
                 self._timers.set(timer, at)
             case ClearTimer(timer=timer):
@@ -151,6 +153,10 @@ class Performer:
             case _:
                 assert_never(effect)
 
+    def _refuse(self, call: Call, fault: Fault) -> None:
+        if not self._otherwise(call, fault):
+            self._calls.error(call, fault)
+
     def _pin_told(self, request: int, pin: Pinned) -> None:
         """Answer a pin once all writes before are done: who hears of it may rely on it."""
 
@@ -167,7 +173,8 @@ class Performer:
         """Keep with a model what its loads were measured to take."""
         manifest = msgspec.structs.replace(self._manifests[model], lessons=list(lessons))
         self._manifests[model] = manifest
-        self._write(lambda: self._registry.put(manifest))
+        if not manifest.remote:
+            self._write(lambda: self._registry.put(manifest))
 
     def _forget(self, request: int, model: str) -> None:
         """Take a model out of the store; its client hears of it when that is done, or why it is not."""

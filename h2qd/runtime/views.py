@@ -173,7 +173,7 @@ def model_row(manifest: Manifest, model: Model) -> m.ModelRow:
     facts = manifest.facts
     return m.ModelRow(
         name=model.name,
-        type="local",
+        type=manifest.backend if manifest.remote else "local",
         state=model.status.value,
         path=manifest.path,
         size_bytes=facts.file_bytes,

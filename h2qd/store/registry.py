@@ -27,7 +27,8 @@ Names = Annotated[list[str], msgspec.Meta(max_length=MODELS_MAX)]
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A registered model. `identity` is (device, inode, size, mtime_ns) of the file that was checked.
 
-    `lessons`: what its loads were measured to take on this device.
+    `lessons`: what its loads were measured to take on this device. `remote`: the server that runs it, in whose words
+    `path` is its name; such a manifest is not written to disk.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     facts: ModelFacts
     imported_at_ms: int
     source: str = "import"
+    remote: str = ""
     lessons: list[Lesson] = []
 
 

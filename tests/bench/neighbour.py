@@ -2,7 +2,7 @@
 
 The engine in a process of its own follows what the device does; `steady` is the same with a fixed number of threads,
 so what following costs when nobody else is there, and brings when somebody is. `H2Q_LLAMA_SERVER` names the server,
-as in `batch`. Short caches only: beyond 256 tokens a lone stream keeps all threads, see `h2qd.worker.llama.context`.
+as in `batch`.
 """
 
 import contextlib

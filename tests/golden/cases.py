@@ -429,6 +429,7 @@ REPLIES: list[tuple[str, str, m.Say]] = [
             ),
             seed=4_294_967_294,
             logprobs=[LOGPROB],
+            instead_of="lab/large",
         ),
     ),
     (

@@ -4,6 +4,7 @@ Each operation has a canned answer (`SAMPLES`) until a test sets `daemon.on[op]`
 and stop on a cancel, as the protocol asks. `daemon.heard(op)` waits for a request and returns it.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +50,10 @@ TOP = m.Top(
     0,
     12.34,
 )
+LOGPROBS = [
+    m.TokenLogprob(14014, "Once", -0.5, [m.Alternative(14014, "Once", -0.5), m.Alternative(7, "In\n", -1.25)]),
+    m.TokenLogprob(3324, " upon", -1.0),
+]
 RESIDENCY = m.Residency("gemma3", changed=True, ctx=4096, memory_bytes=GIB, load_ms=400, total_ms=450)
 
 
@@ -97,6 +102,12 @@ SAMPLES: dict[type[m.Say], m.Say] = {
         RESIDENCY,
         m.Unloaded("gemma3", changed=True, released=m.Released("gemma3", GIB, GIB, 120)),
         answer(),
+        m.Embeddings("r7", "gemma3", "mean", 6, [[0.5, -0.25, 0.125, 0.0, 1.0, 1.0]], 5, 0, 0.5, 10, 11),
+        m.Scored("r7", "gemma3", 2, -1.5, 2.117, 0.25, 0, LOGPROBS, 0.5, 10, 11),
+        m.Tokens("gemma3", [14014, 3324], ["Once", " upon"]),
+        m.Detokenized("gemma3", "Once upon"),
+        m.Sessions([m.SessionRow("trip", "gemma3", 300, 3 << 20, 1_700_000_000_000, os.getuid())], 3 << 20, GIB),
+        m.SessionRemoved("trip", 1, 3 << 20),
         m.Cancelled("r7"),
         m.EventsEnd(3),
     )

@@ -5,11 +5,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from h2qctl import AsyncClient, Client, H2qError
 from h2qd.wire import messages as m
 from h2qd.wire.catalogue import CATALOGUE
-from tests.integration.scripted_daemon import NOTICES, SAMPLES, ScriptedDaemon, answer, held, scripted
+from tests.integration.scripted_daemon import LOGPROBS, NOTICES, SAMPLES, ScriptedDaemon, answer, held, scripted
 
 
 @pytest.fixture
@@ -35,8 +36,13 @@ async def code_of(call: Awaitable[object]) -> str:
 def test_both_clients_offer_the_same() -> None:
     for name, method in inspect.getmembers(Client, inspect.isfunction):
         if not name.startswith("_"):
-            theirs = inspect.signature(getattr(AsyncClient, name)).parameters
-            assert list(theirs) == list(inspect.signature(method).parameters), name
+            theirs = inspect.signature(getattr(AsyncClient, name)).parameters.values()
+            ours = inspect.signature(method).parameters.values()
+            assert [(one.name, one.kind, one.default) for one in theirs] == [
+                (one.name, one.kind, one.default) for one in ours
+            ], name
+    public = [{name for name in vars(one) if not name.startswith("_")} for one in (Client, AsyncClient)]
+    assert public[0] == public[1]
 
 
 def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
@@ -46,7 +52,8 @@ def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
             client.models(), client.show("a"), client.explain("a"), client.plan("a"), client.import_model("a"),
             client.remove("a"), client.load("a"), client.unload(), client.switch("a"), client.infer("p"),
             client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
-            client.top(), client.pin("a"), client.unpin("a"),
+            client.top(), client.pin("a"), client.unpin("a"), client.embed("a"), client.score("a"),
+            client.tokenize("a"), client.detokenize([1]), client.sessions(), client.remove_session("trip"),
         )  # fmt: skip
         assert {type(one) for one in answers} <= set(SAMPLES)
         stream = client.stream("p", window=2)
@@ -60,6 +67,20 @@ def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
 
     using(daemon, work)
     assert {asked.op for asked in daemon.log} == set(CATALOGUE)
+
+
+def test_a_stream_collects_how_likely_its_tokens_were(daemon: ScriptedDaemon) -> None:
+    pieces = [m.Delta(LOGPROBS[0].text, 1, LOGPROBS[:1])]
+    end = structs.replace(answer(LOGPROBS[1].text), logprobs=LOGPROBS[1:])
+    daemon.on["infer.text"] = lambda asked: asked.stream(pieces, end)
+
+    async def work(client: AsyncClient) -> None:
+        stream = client.stream("p", logprobs=2)
+        assert [piece async for piece in stream] == ["Once", " upon"]
+        assert stream.answer is not None
+        assert stream.answer.logprobs == stream.logprobs == LOGPROBS
+
+    using(daemon, work)
 
 
 def test_two_hundred_requests_share_one_connection(daemon: ScriptedDaemon) -> None:

@@ -14,6 +14,7 @@ from h2qd.wire import messages as m
 from h2qd.wire.catalogue import CATALOGUE
 from h2qd.wire.frames import Kind, response_frames
 from tests.integration.scripted_daemon import (
+    LOGPROBS,
     NOTICES,
     RESIDENCY,
     SAMPLES,
@@ -59,6 +60,12 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "unpin": lambda c: c.unpin("gemma3"),
     "infer": lambda c: c.infer("p"),
     "chat": lambda c: c.chat([{"role": "user", "content": "hi"}]),
+    "embed": lambda c: c.embed(["a", "b"]),
+    "score": lambda c: c.score("p", context="c", window=128, logprobs=True),
+    "tokenize": lambda c: c.tokenize("p", pieces=True, special=True),
+    "detokenize": lambda c: c.detokenize([1, 2]),
+    "sessions": lambda c: c.sessions(),
+    "remove_session": lambda c: c.remove_session("trip", "gemma3"),
     "cancel": lambda c: c.cancel("r7"),
     "stream": lambda c: list(c.stream("p", window=2)),
     "events": lambda c: list(c.events(0, follow=False)),
@@ -107,9 +114,28 @@ def test_what_was_chosen_arrives_in_its_field(daemon: ScriptedDaemon, client: Cl
     assert daemon.heard("model.plan").body == m.PlanAsk("gemma3", slots=4, kv_type="q8_0")
     client.chat([m.ChatMessage("user", "hi")], priority="low")
     assert daemon.heard("infer.chat").body.priority == "low"
+    client.infer("p", session="trip", overflow="shift", logprobs=2, speculate=False)
+    assert daemon.heard("infer.text").body == m.Infer(
+        prompt="p", session="trip", overflow="shift", logprobs=2, speculate=False
+    )
+    client.embed("one", normalize=False, overflow="truncate", priority="high")
+    assert daemon.heard("infer.embed").body == m.Embed(
+        texts=["one"], normalize=False, overflow="truncate", priority="high"
+    )
+    client.score("p", "gemma3", window=128)
+    assert daemon.heard("infer.score").body == m.Score(text="p", model="gemma3", window=128, priority="low")
     for pin in ("pin", "unpin"):
         getattr(client, pin)("gemma3")
         assert daemon.heard(f"model.{pin}").body == m.OfModel("gemma3")
+
+
+def test_a_stream_collects_how_likely_its_tokens_were(daemon: ScriptedDaemon, client: Client) -> None:
+    pieces = [m.Delta(one.text, 1, [one]) for one in LOGPROBS]
+    daemon.on["infer.text"] = lambda asked: asked.stream(pieces, answer(""))
+    stream = client.stream("p", logprobs=2)
+    assert "".join(stream) == "Once upon"
+    assert stream.answer is not None
+    assert stream.answer.logprobs == stream.logprobs == LOGPROBS
 
 
 def test_a_value_that_the_daemon_does_not_take_is_refused_in_words(daemon: ScriptedDaemon, client: Client) -> None:

@@ -50,12 +50,16 @@ QUICK: dict[str, Sequence[str]] = {
     "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "load": ["load", "gemma3"], "unload": ["unload"],
     "switch": ["switch", "gemma3"], "pin": ["pin", "gemma3"], "unpin": ["unpin", "gemma3"],
     "top": ["top"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
+    "embed": ["embed", "one"], "score": ["score", "one", "--tokens"], "tokenize": ["tokenize", "Once upon"],
+    "detokenize": ["detokenize", "14014", "3324"], "sessions": ["sessions"],
+    "sessions rm": ["sessions", "rm", "trip"],
 }  # fmt: skip
 REPLIES: dict[str, type[m.Say]] = {
     "status": m.Status, "version": m.Version, "config": m.Config, "ps": m.Ps, "models": m.Models, "show": m.Show,
     "explain": m.Explain, "plan": m.Plan, "import": m.Imported, "rm": m.Removed, "load": m.Residency,
     "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
-    "top": m.Top, "cancel": m.Cancelled, "infer": m.Answer,
+    "top": m.Top, "cancel": m.Cancelled, "infer": m.Answer, "embed": m.Embeddings, "score": m.Scored,
+    "tokenize": m.Tokens, "detokenize": m.Detokenized, "sessions": m.Sessions, "sessions rm": m.SessionRemoved,
 }  # fmt: skip
 
 
@@ -67,7 +71,7 @@ def test_json_is_the_daemons_reply_untouched(daemon: ScriptedDaemon, verb: str) 
     def reply(asked: Asked) -> None:
         asked.raw(encode(Response(1, asked.id, Kind.REPLY)), msgspec.msgpack.encode(said))
 
-    for op in ("daemon", "model", "infer", "request"):
+    for op in ("daemon", "model", "infer", "request", "text", "sessions"):
         daemon.on.update({name: reply for name in daemon._new if name.startswith(op)})
     ran = tool(daemon.path, *QUICK[verb], "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -108,7 +112,7 @@ def test_a_stream_is_printed_as_it_comes_and_ends_with_a_newline(daemon: Scripte
 
 def test_a_stream_as_json_is_one_object_a_line(daemon: ScriptedDaemon) -> None:
     lines = [json.loads(line) for line in tool(daemon.path, "infer", "p", "--json").stdout.splitlines()]
-    assert lines[:3] == [{"chunk": {"text": text, "tokens": 1}} for text in ("a ", "b ", "c")]
+    assert lines[:3] == [{"chunk": msgspec.to_builtins(m.Delta(text, 1))} for text in ("a ", "b ", "c")]
     assert lines[3:] == [{"reply": msgspec.to_builtins(answer(""))}]
 
 

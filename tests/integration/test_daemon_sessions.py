@@ -27,7 +27,8 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
 def conversing(folder: Path, extra: str = "") -> Any:
     config = folder / "h2qd.yaml"
     config.write_text(
-        config_text({"other": script(folder, "other")}, extra) + f"  gemma: {{path: {assemble()}, ctx: 2048}}\n"
+        config_text({"other": script(folder, "other")}, f"worker: {{threads: 2}}\n{extra}")
+        + f"  gemma: {{path: {assemble()}, ctx: 2048}}\n"
     )
     return started(folder, config)
 

@@ -18,7 +18,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not care a
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     folder = tmp_path_factory.mktemp("tasks")
     config = folder / "h2qd.yaml"
-    config.write_text(f"model: {{ctx: 1024}}\nmodels:\n  gemma: {{path: {assemble()}}}\n")
+    config.write_text(f"worker: {{threads: 2}}\nmodel: {{ctx: 1024}}\nmodels:\n  gemma: {{path: {assemble()}}}\n")
     with started(folder, config) as daemon:
         daemon.client().load("gemma")
         yield daemon

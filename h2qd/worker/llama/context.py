@@ -28,10 +28,6 @@ GRID_TOKENS_CPU = 64
 REUSED_TOKENS_MIN = 16
 """Fewer are no sign that texts belong together: all begin with the same token, chats with the same few."""
 
-WHOLE_TOKENS_MAX = 255
-"""Attention sees cells in steps of 256. From 512 on, the library cuts it for a single token of a single sequence into
-a part for each thread (ggml's `use_split_kv_path`), so that their number changes the rounding."""
-
 _TO_THE_END = -1
 _COMPARED_AT_ONCE = 1024
 
@@ -194,7 +190,7 @@ class Context:
             self._outputs[at - 1] = wanted
             rows.append(at - 1)
         self._batch.n_tokens = at
-        self._crew.muster(everybody=at == 1 and len(pieces[0].cache.tokens) > WHOLE_TOKENS_MAX)
+        self._crew.muster()
         self._settle(self._run(interruptible=interruptible), pieces)
         even = len({len(piece.tokens) for piece in pieces}) == 1
         for cache, tokens, _ in pieces:

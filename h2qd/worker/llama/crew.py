@@ -1,7 +1,9 @@
 """The threads of one context, before each pass: as many as `neighbour` finds room for, from what `processors` reads.
 
 Called by `context`. The kernel is asked a few times a second, not for each pass; where it does not answer, the number
-stays what it was at the load. Invariant: a pass that would round differently with fewer has all of them.
+stays what it was at the load. The library divides the attention of a lone token over a long cache among the threads
+(ggml's `use_split_kv_path`), so their number changes how its logits are rounded; whoever needs the same text for the
+same seed also beside other work sets the number of threads.
 """
 
 import os
@@ -30,8 +32,8 @@ class Crew:
         self._neighbour = Neighbour(limit, len(self._cpus))
         self._last = read(self._cpus) if adapts and limit > 1 else None
 
-    def muster(self, *, everybody: bool) -> None:
-        """Before a pass; one that needs all threads says so."""
+    def muster(self) -> None:
+        """Before a pass."""
         last = self._last
         if last is None:
             return
@@ -39,7 +41,7 @@ class Crew:
             self._last = now = self._read(self._cpus)
             if now is not None:
                 self._neighbour.judge(last, now)
-        threads = self._limit if everybody or self._last is None else self._neighbour.threads
+        threads = self._limit if self._last is None else self._neighbour.threads
         if threads != self._assigned:
             self._assign(threads)
             self._assigned = threads

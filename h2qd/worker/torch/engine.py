@@ -144,7 +144,7 @@ class TorchEngine:
             return []
         self._beat.tick()
         if self._model is not None:
-            self._model.crew.muster(everybody=False)
+            self._model.crew.muster()
         highest = max(work.priority for work in self._works)
         work = next(work for work in self._works if work.priority == highest or work.wanted.cancelled)
         said = work.step()

@@ -138,7 +138,7 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     beat.tick()
     module = structure.build(folder, dtype)
     beat.tick()
-    crew = Crew(threads, torch.set_num_threads, adapts=device == "cpu")
+    crew = Crew(threads, torch.set_num_threads, adapts=device == "cpu" and order.threads == 0)
     weights.load(module, folder, order.quantize, dtype, crew, progress, beat)
     if device != "cpu":
         module.to(device)

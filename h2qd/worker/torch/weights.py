@@ -46,7 +46,7 @@ def load(module: Any, folder: Folder, quantize: str, dtype: Any, crew: Crew, pro
                         ready.update(dict.fromkeys(places, _settled(value, dtype, beat)))
                     del value
                 done += tensor.size_bytes
-                crew.muster(everybody=False)
+                crew.muster()
                 beat.tick()
                 progress(done / max(1, total))
         module.load_state_dict(ready, strict=False, assign=True)

@@ -36,7 +36,8 @@ def test_every_verb_has_help_with_an_example_that_parses(name: str) -> None:
 def test_every_verb_takes_the_common_options_on_either_side(name: str) -> None:
     needed = {"show": ["m"], "explain": ["m"], "plan": ["m"], "load": ["m"], "switch": ["m"], "import": ["p"],
               "rm": ["m"], "pin": ["m"], "unpin": ["m"],
-              "infer": ["p"], "cancel": ["r"], "completion": ["zsh"]}.get(name, [])  # fmt: skip
+              "infer": ["p"], "cancel": ["r"], "completion": ["zsh"], "tokenize": ["t"],
+              "detokenize": ["1"], "batch": ["i"]}.get(name, [])  # fmt: skip
     common = ["--socket", "/s", "--timeout", "2.5", "--json"]
     for argv in ([*common, name, *needed], [name, *needed, *common], [*common[:2], name, *common[2:], *needed]):
         _, args = parser.parse(argv)
@@ -75,12 +76,24 @@ def test_an_interval_is_neither_a_storm_nor_for_ever(value: str, capsys: pytest.
 
 
 @pytest.mark.parametrize("argv", [["load", "m", "--kv-type", "q3_0"], ["plan", "m", "--kv-type", "F16"],
-                                  ["infer", "p", "--priority", "urgent"], ["top", "--once", "--watch"]])  # fmt: skip
+                                  ["infer", "p", "--priority", "urgent"], ["chat", "m", "--overflow", "grow"],
+                                  ["sessions", "--quiet", "drop"],
+                                  ["tokenize", "t", "--ids", "--count"], ["top", "--once", "--watch"]])  # fmt: skip
 def test_a_value_that_does_not_exist_is_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         parser.parse(argv)
     assert left.value.code == 2
     assert argv[2].removeprefix("--once") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word", ["--concurrency=0", "--concurrency=-1", "--retries=1001", "--timeout-each=nan", "--wait=0", "--wait=long"]
+)
+def test_a_batch_has_bounds(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser.parse(["batch", "in", word])
+    assert left.value.code == 2
+    assert word.split("=", maxsplit=1)[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
@@ -102,13 +115,15 @@ def test_all_sampling_options_reach_the_client(tmp_path: Path) -> None:
     argv = (
         "infer hi --max-tokens 5 --temperature 0 --top-k 1 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 "
         f"--repeat-last-n 8 --seed 0 --stop A --stop B --ignore-eos --logit-bias 12=-5 "
-        f"--logit-bias 7=1 --json-schema {schema} --priority low"
+        f"--logit-bias 7=1 --json-schema {schema} --priority low --session trip --overflow shift --logprobs 3 "
+        "--no-speculate"
     )
     _, args = parser.parse(shlex.split(argv))
     assert sampling.options(args) == {
         "max_tokens": 5, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1,
         "repeat_last_n": 8, "seed": 0, "stop": ["A", "B"], "ignore_eos": True, "logit_bias": {"12": -5.0, "7": 1.0},
         "grammar": None, "json_schema": '{"type": "object"}', "priority": "low",
+        "session": "trip", "overflow": "shift", "logprobs": 3, "speculate": False,
     }  # fmt: skip
 
 

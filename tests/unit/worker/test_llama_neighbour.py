@@ -171,27 +171,22 @@ def crew(
     return Crew(limit, assigned.append, adapts=adapts, read=readings(*told)), limit
 
 
-def test_a_pass_has_fewer_threads_beside_others_unless_it_needs_all() -> None:
+def test_a_pass_has_fewer_threads_beside_others() -> None:
     assigned: list[int] = []
     before, later = crowded(time.monotonic() + 3600)  # so that nobody is asked a third time
-    ours, limit = crew(assigned, before, later)
-    ours.muster(everybody=True)
-    assert assigned == []
-    ours.muster(everybody=False)
-    ours.muster(everybody=False)
+    ours, _ = crew(assigned, before, later)
+    for _ in range(3):
+        ours.muster()
     assert assigned == [1]
-    ours.muster(everybody=True)
-    ours.muster(everybody=False)
-    assert assigned == [1, limit, 1]
 
 
 def test_a_kernel_that_stops_counting_leaves_all_threads() -> None:
     assigned: list[int] = []
     before, later = crowded(1.0)
     ours, limit = crew(assigned, before, later, None)
-    ours.muster(everybody=False)
-    ours.muster(everybody=False)
-    ours.muster(everybody=False)
+    ours.muster()
+    ours.muster()
+    ours.muster()
     assert assigned == [1, limit]
 
 
@@ -200,5 +195,5 @@ def test_what_cannot_change_asks_no_kernel(limit: int, adapts: bool, told: Readi
     assigned: list[int] = []
     ours, _ = crew(assigned, told, limit=limit, adapts=adapts)
     for _ in range(3):
-        ours.muster(everybody=False)
+        ours.muster()
     assert assigned == []

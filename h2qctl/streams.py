@@ -1,0 +1,92 @@
+"""What `AsyncClient` hands out for answers that come in pieces, and for notices: `flow.Stream` and `Watch`, awaited.
+
+Both are asynchronous context managers and iterators over an `AsyncFlow`, and stop it when they are left: however that
+is, the daemon does not go on working for it.
+"""
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from h2qctl.flow import expect
+from h2qctl.line import AsyncFlow
+from h2qd.wire import messages as m
+
+
+class AsyncStream:
+    """The text of an answer as it comes. `answer` is None until the end, then all of it: text and `logprobs`."""
+
+    def __init__(self, flow: AsyncFlow) -> None:
+        self.answer: m.Answer | None = None
+        self.logprobs: list[m.TokenLogprob] = []
+        self._flow = flow
+        self._pieces: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        async for chunk in self._flow:
+            delta = expect(chunk, m.Delta)
+            self._pieces.append(delta.text)
+            self.logprobs += delta.logprobs
+            return delta.text
+        if self.answer is not None or self._flow.end is None:
+            raise StopAsyncIteration
+        end = expect(self._flow.end, m.Answer)
+        self._pieces.append(end.text)
+        self.logprobs += end.logprobs
+        self.answer = msgspec.structs.replace(end, text=self.text, logprobs=self.logprobs)
+        if not end.text:
+            raise StopAsyncIteration
+        return end.text
+
+    @property
+    def text(self) -> str:
+        """What came so far."""
+        return "".join(self._pieces)
+
+    def cancel(self) -> None:
+        """Be done: cancel the request at the daemon unless it has ended."""
+        self._flow.cancel()
+
+
+class AsyncWatch:
+    """Notices as they come. `end` is None until the daemon ends the subscription."""
+
+    end: m.EventsEnd | None = None
+
+    def __init__(self, flow: AsyncFlow) -> None:
+        self._flow = flow
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __aiter__(self) -> AsyncIterator[m.Notice]:
+        return self
+
+    async def __anext__(self) -> m.Notice:
+        async for notice in self._flow:
+            return expect(notice, m.Notice)
+        if self._flow.end is not None:
+            self.end = expect(self._flow.end, m.EventsEnd)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Be done: cancel the subscription at the daemon unless it has ended."""
+        self._flow.cancel()

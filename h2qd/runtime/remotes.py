@@ -1,0 +1,188 @@
+"""The servers of the configuration: what they have, as models in the one list, and how a worker is to speak to them.
+
+Each server is asked by a worker (`errands`) at the start and every so often. What it has is registered under
+`REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the reason, its models
+staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the task of each server.
+Invariant: nothing of a server is kept on disk.
+"""
+
+import asyncio
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+import psutil
+
+from h2qd.config.schema import Remote
+from h2qd.logs import get_logger
+from h2qd.runtime.errands import Errands
+from h2qd.runtime.refusal import Refusal
+from h2qd.store.registry import Manifest
+from h2qd.wire import messages as m
+from h2qd.wire.names import name_fault, shown
+from h2qd.wire.workers import Listed, ListModels, RemoteModel, RemoteTarget
+
+log = get_logger()
+
+MODELS_MAX = 256
+"""Models of one server that are registered here; `remotes.NAME.models` chooses."""
+
+_RETRY_S_MIN = 5.0
+
+
+class Remotes:
+    """Asks the servers and keeps `manifests` and `missing` in step; `registered` and `gone` are told of what changed.
+
+    `environ` is the daemon's environment: keys are looked for in it, not read.
+    """
+
+    def __init__(
+        self,
+        remotes: Mapping[str, Remote],
+        errands: Errands,
+        environ: Mapping[str, str],
+        manifests: Mapping[str, Manifest],
+        missing: dict[str, m.ModelRow],
+        registered: Callable[[Manifest], None],
+        gone: Callable[[str], None],
+    ) -> None:
+        self._remotes = remotes
+        self._errands = errands
+        self._environ = environ
+        self._manifests = manifests
+        self._missing = missing
+        self._registered = registered
+        self._gone = gone
+        self.targets = {name: _target(remote) for name, remote in remotes.items()}
+
+    async def follow(self, name: str) -> None:
+        """Ask the server `name` now and then, for ever; sooner again after it could not be asked."""
+        remote, wait_s = self._remotes[name], _RETRY_S_MIN
+        while True:
+            reachable = await self._refresh(name)
+            wait_s = remote.refresh_s if reachable else min(2 * wait_s, remote.refresh_s)
+            await asyncio.sleep(wait_s)
+
+    async def _refresh(self, name: str) -> bool:
+        reason = self._lacking(self._remotes[name])
+        listed: Listed | None = None
+        if not reason:
+            try:
+                listed = await self._errands.run(ListModels(self.targets[name]), name, Listed, lambda _: None)
+            except Refusal as refusal:
+                reason = refusal.fault.message
+        if listed is None:
+            log.warning("remote.unavailable", remote=name, why=shown(reason, 300))
+            self._missing[f"{name}/*"] = _unavailable(name, self._remotes[name], shown(reason, 300))
+            return False
+        self._missing.pop(f"{name}/*", None)
+        self._update(name, listed.models)
+        return True
+
+    def _lacking(self, remote: Remote) -> str:
+        """What is missing before the server can be asked at all."""
+        if remote.key_env and not self._environ.get(remote.key_env):
+            return f"the variable {remote.key_env} is not set: it is to hold the key"
+        if remote.key_credential and not self._environ.get("CREDENTIALS_DIRECTORY"):
+            return f"there are no systemd credentials, of which {remote.key_credential} is to hold the key"
+        return ""
+
+    def _update(self, name: str, models: list[RemoteModel]) -> None:
+        remote = self._remotes[name]
+        wanted = [model for model in models if not remote.models or model.name in remote.models]
+        if len(wanted) > MODELS_MAX:
+            log.warning("remote.too_many_models", remote=name, models=len(wanted), registered=MODELS_MAX)
+        found = {}
+        for model in wanted[:MODELS_MAX]:
+            manifest = _manifest(name, remote, model)
+            if manifest.name in found or name_fault(manifest.name):
+                log.warning("remote.model_skipped", remote=name, model=shown(model.name))
+                continue
+            found[manifest.name] = manifest
+        for manifest in found.values():
+            known = self._manifests.get(manifest.name)
+            if known is None or known.facts != manifest.facts:
+                self._registered(manifest)
+        for manifest in list(self._manifests.values()):
+            if manifest.remote == name and manifest.name not in found:
+                self._gone(manifest.name)
+
+
+def shares_memory(remote: Remote) -> bool:
+    """Whether what an Ollama server loads takes this device's memory."""
+    if remote.type != "ollama" or remote.shares_memory != "auto":
+        return remote.type == "ollama" and remote.shares_memory == "true"
+    host = urlsplit(remote.url).hostname or ""
+    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    try:
+        return ipaddress.ip_address(host).is_loopback or host in ours
+    except ValueError:
+        return host == "localhost"
+
+
+def local_name(remote: str, name: str) -> str:
+    """What a server's model is called here: its name in the letters that names have here, below the server's."""
+    parts = (re.sub(r"[^a-z0-9._:-]+", "-", part).strip("-._:") for part in name.lower().split("/"))
+    return "/".join((remote, *(re.sub(r"\.{2,}", ".", part) for part in parts if part)))
+
+
+def _manifest(remote_name: str, remote: Remote, model: RemoteModel) -> Manifest:
+    facts = m.ModelFacts(
+        format=remote.type,
+        architecture=model.family,
+        title=model.name,
+        quantization=model.quantization,
+        parameters=model.parameters,
+        file_bytes=model.size_bytes,
+        tensor_bytes=model.size_bytes if shares_memory(remote) else 0,
+        context_length=model.context_length,
+    )
+    return Manifest(
+        name=local_name(remote_name, model.name),
+        path=model.name,
+        backend=remote.type,
+        sha256="",
+        identity=[],
+        facts=facts,
+        imported_at_ms=round(time.time() * 1000),
+        source="remote",
+        remote=remote_name,
+    )
+
+
+def _target(remote: Remote) -> RemoteTarget:
+    return RemoteTarget(
+        kind="ollama" if remote.type == "ollama" else "openai",
+        url=remote.url,
+        key_env=remote.key_env,
+        key_credential=remote.key_credential,
+        connect_s=remote.connect_timeout_s,
+        read_s=remote.read_timeout_s,
+        ca_file=remote.ca_file,
+        client_cert=remote.client_cert,
+        client_key=remote.client_key,
+        verify=remote.verify,
+        proxy=remote.proxy,
+        concurrency=remote.concurrency,
+        rate_per_min=remote.rate,
+        shares_memory="true" if shares_memory(remote) else "false",
+        private_addresses=remote.private_addresses,
+    )
+
+
+def _unavailable(name: str, remote: Remote, reason: str) -> m.ModelRow:
+    return m.ModelRow(
+        name=f"{name}/*",
+        type=remote.type,
+        state="missing",
+        path=remote.url,
+        size_bytes=0,
+        architecture="",
+        quantization="",
+        parameters=0,
+        context_length=0,
+        available=False,
+        reason=reason,
+    )
