@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setup: installing; llama-cpp-python is built from its sources, which takes about 8 minutes on 2 cores"
 	@echo "       (pip keeps the built wheel, so this happens once on a machine; progress: $(VENV)/pip.log)"
-	@$(BIN)/pip install --quiet --log $(VENV)/pip.log -c constraints.txt -e '.[demo,dev]' || { \
+	@$(BIN)/pip install --quiet --log $(VENV)/pip.log -c constraints.txt -e '.[demo,dev,torch]' || { \
 	  echo "setup: failed; the end of $(VENV)/pip.log:"; tail -n 25 $(VENV)/pip.log; exit 1; }
 	@touch $@
 	@echo "setup: done"

@@ -105,7 +105,7 @@ class Daemon:
             self._supervisor.post,
             self._scales,
             self._watch.look,
-            Engines(config.worker.threads, str(folder), config.sessions.disk_quota_bytes),
+            Engines(config.worker.threads, str(folder), config.sessions.disk_quota_bytes, _quantize(config)),
         )
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)
@@ -222,7 +222,7 @@ class Daemon:
     async def _register_named(self) -> None:
         for name, model in self._config.models.items():
             known = self._manifests.get(name)
-            if known is not None and known.path == model.path and known.backend == model.backend:
+            if known is not None and known.path == model.path and model.backend in (None, known.backend):
                 continue
             try:
                 await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
@@ -301,7 +301,8 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        shape, traits = shape_of(manifest.facts), _traits(self._config, manifest.name)
+        shape = shape_of(manifest.facts, _quantize(self._config).get(manifest.name, ""))
+        traits = _traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
 
@@ -374,6 +375,11 @@ def _traits(config: Config, name: str) -> Traits:
         priority=own.priority,
         ttl_s=general.ttl_s if own.ttl_s is None else own.ttl_s,
     )
+
+
+def _quantize(config: Config) -> dict[str, str]:
+    """What weights are turned into, by model; only of those whose are."""
+    return {name: model.quantize for name, model in config.models.items() if model.quantize != "none"}
 
 
 def _margin_bytes(config: Config, planned_bytes: int) -> int:

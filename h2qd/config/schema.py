@@ -284,7 +284,9 @@ class ModelDefaults(Section, frozen=True):
 class Model(Section, frozen=True):
     """One model of the map `models`."""
 
-    path: Annotated[str, Key("the model file; a relative path starts at this file's folder", FilePath(), "required")]
+    path: Annotated[
+        str, Key("the model file or folder; a relative path starts at this file's folder", FilePath(), "required")
+    ]
     ctx: Annotated[int | None, Key("context in tokens", _CTX, "model.ctx")] = None
     kv_type: Annotated[str | None, Key("what the KV cache is made of", _KV_TYPE, "model.kv_type")] = None
     degrade: Annotated[bool | None, Key("give less rather than refuse", Flag(), "model.degrade")] = None
@@ -300,7 +302,21 @@ class Model(Section, frozen=True):
         tuple[str, ...],
         Key("models that answer where it is refused, fails or has failed too often, in their order", NameList()),
     ] = ()
-    backend: Annotated[str, Key("the engine; fake is a scripted one for tests", Choice(("llama", "fake")))] = "llama"
+    backend: Annotated[
+        str | None,
+        Key(
+            "the engine; fake is a scripted one for tests",
+            Choice(("llama", "torch", "fake")),
+            "torch for a folder, else llama",
+        ),
+    ] = None
+    quantize: Annotated[
+        str,
+        Key(
+            "what torch turns weights into as it loads them; none: as they are in the files",
+            Choice(("none", "float32", "bfloat16", "int8", "int4")),
+        ),
+    ] = "none"
 
 
 class Remote(Section, frozen=True):

@@ -11,15 +11,22 @@ from functools import lru_cache
 
 from h2qd.core import budget, evict
 from h2qd.core.lessons import correction_bytes
-from h2qd.core.plan import MemoryPlan, memory_plan
+from h2qd.core.plan import MemoryPlan, ModelShape, memory_plan
 from h2qd.core.records import F16, Fault, Model, State, Terms, Ticket
+from h2qd.core.torch_plan import torch_plan
 
 _GIB = 2**30
+SAFETENSORS = "safetensors"
 _KV_BLOCK = 32
 """Quantized caches come in blocks of so many elements; heads of other lengths cannot be cached so."""
 
-_plan = lru_cache(maxsize=256)(memory_plan)
-"""Each admission asks for the plans of the same few loads again, and a plan is most of what a step costs."""
+
+@lru_cache(maxsize=256)
+def _plan(shape: ModelShape, ctx: int, slots: int, kv_type: str) -> MemoryPlan:
+    """Each admission asks for the plans of the same few loads again, and a plan is most of what a step costs."""
+    if shape.format == SAFETENSORS:
+        return torch_plan(shape, ctx)
+    return memory_plan(shape, ctx, slots, kv_type)
 
 
 def effective_ctx(model: Model, ctx: int) -> int:
@@ -64,7 +71,8 @@ def _all_offers(model: Model, ctx: int, kv_type: str, slots: int) -> Iterator[Te
 
     def terms(ctx: int, kv_type: str) -> Terms:
         size = planned_bytes(model, ctx, kv_type, slots)
-        return Terms(ctx, kv_type, size, asked_ctx, asked_kv, min(size, model.shape.tensor_bytes))
+        mapped = dict(plan_of(model, ctx, kv_type, slots).parts)["weights"]
+        return Terms(ctx, kv_type, size, asked_ctx, asked_kv, min(size, mapped))
 
     yield terms(asked_ctx, asked_kv)
     least_ctx = min(asked_ctx, max(1, model.traits.min_ctx))
@@ -89,6 +97,8 @@ def parked_bytes(model: Model, slots: int) -> int:
 def _quantizes(model: Model) -> bool:
     """Whether the engine can keep this model's KV cache in blocks."""
     shape = model.shape
+    if shape.format == SAFETENSORS:
+        return False
     return any(shape.kv_heads) and shape.key_length % _KV_BLOCK == 0 and shape.value_length % _KV_BLOCK == 0
 
 

@@ -79,6 +79,8 @@ class ModelShape:
     there at once (all the experts it uses). `recurrent_bytes` is the state of one sequence, `recurrent_width` what a
     recurrent layer works on of a token. `merges` are the tokenizer's rules. `repacked_bytes` is what the tensors take
     that the engine copies into a layout of its own on this device, less what of the file need not stay mapped then.
+    `format` says whose layout counts: safetensors is for `torch_plan`, which also asks for `parameters` and for what
+    the engine turns them into (`quantize`; empty: nothing).
     """
 
     tensor_bytes: int = 0
@@ -97,6 +99,9 @@ class ModelShape:
     recurrent_width: int = 0
     merges: int = 0
     repacked_bytes: int = 0
+    format: str = "gguf"
+    parameters: int = 0
+    quantize: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from h2qd.gguf.reader import identity
 from h2qd.runtime.containment import Containers
+from h2qd.safetensors.errors import SafetensorsError
+from h2qd.safetensors.identity import identity_of
 from h2qd.store.registry import Manifest
 from h2qd.wire.messages import Check, ModelRow
 
@@ -84,13 +85,17 @@ def _models(manifests: Mapping[str, Manifest], missing: Mapping[str, ModelRow]) 
     if not manifests and not missing:
         yield Check("models", "warn", "no model is registered", "h2qctl import PATH")
     for name, manifest in manifests.items():
+        if manifest.remote:
+            continue  # its server is asked, not its disk
         try:
-            stat = os.stat(manifest.path)  # noqa: PTH116 - the identity is defined by os.stat
+            found = identity_of(manifest.path)
+        except SafetensorsError:
+            found = []
         except OSError as error:
             fix = f"put the file back, or h2qctl rm {name}"
             yield Check(f"model {name}", "fail", f"{manifest.path}: {error.strerror}", fix)
             continue
-        if identity(stat) != manifest.identity:
+        if found != manifest.identity:
             fix = f"h2qctl import {manifest.path} --name {name}"
             yield Check(f"model {name}", "warn", f"{manifest.path} changed since it was checked", fix)
         else:

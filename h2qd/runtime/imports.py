@@ -5,20 +5,23 @@ The supervisor itself never reads a model file. One import at a time; the others
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from h2qd.core.records import Fault
-from h2qd.gguf.reader import identity
 from h2qd.logs import get_logger
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
+from h2qd.safetensors.errors import SafetensorsError
+from h2qd.safetensors.identity import identity_of
 from h2qd.store.registry import Manifest, Registry
 from h2qd.wire.workers import Inspected, InspectFile
 
 log = get_logger()
+
+_BACKENDS = {"fake": "fake", "safetensors": "torch"}
+"""Which engine runs a format; the others are run by llama."""
 
 
 class Imports:
@@ -57,7 +60,7 @@ class Imports:
             manifest = Manifest(
                 name=name,
                 path=path,
-                backend=backend or ("fake" if found.facts.format == "fake" else "llama"),
+                backend=backend or _BACKENDS.get(found.facts.format, "llama"),
                 sha256=found.sha256,
                 identity=found.identity,
                 facts=found.facts,
@@ -78,10 +81,8 @@ class Imports:
             raise Refusal(Fault("state_not_written", what)) from error
 
     async def _identity(self, path: str) -> list[int]:
-        """The file's identity now; empty when it cannot be seen."""
-        loop = asyncio.get_running_loop()
+        """The identity of the file or folder now; empty when it cannot be seen."""
         try:
-            stat = await loop.run_in_executor(self._disk, os.stat, path)
-        except OSError:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, identity_of, path)
+        except (OSError, SafetensorsError):
             return []
-        return identity(stat)

@@ -7,7 +7,7 @@ tree holds less; and in between, as often as that costs next to nothing.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -61,11 +61,15 @@ _FULL_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What every engine is told: its threads, and where sessions are kept and how much of them (0: none)."""
+    """What engines are told: their threads, where sessions are kept and how much of them (0: none).
+
+    `quantize`: what the weights of a model are turned into, by its name; only of those whose are.
+    """
 
     threads: int
     sessions: str
     sessions_bytes: int
+    quantize: Mapping[str, str]
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +139,7 @@ class Residents:
             sessions=engines.sessions if engines.sessions_bytes else "",
             sessions_bytes=engines.sessions_bytes,
             sha256=manifest.sha256,
+            quantize=engines.quantize.get(manifest.name, ""),
         )
         container = self._containers.contain(number, terms.planned_bytes)
         try:

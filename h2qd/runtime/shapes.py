@@ -4,8 +4,8 @@ from h2qd.core.plan import ModelShape
 from h2qd.wire.messages import ModelFacts
 
 
-def shape_of(facts: ModelFacts) -> ModelShape:
-    """The part of `facts` that the memory plan needs."""
+def shape_of(facts: ModelFacts, quantize: str = "") -> ModelShape:
+    """The part of `facts` that the memory plan needs; `quantize`: what the weights are turned into, if anything."""
     return ModelShape(
         tensor_bytes=facts.tensor_bytes,
         context_length=facts.context_length,
@@ -23,4 +23,7 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         recurrent_width=facts.recurrent_width,
         merges=facts.merges,
         repacked_bytes=facts.repacked_bytes,
+        format=facts.format,
+        parameters=facts.parameters,
+        quantize=quantize,
     )

@@ -112,6 +112,7 @@ class LoadModel(_Message, frozen=True):
     `batch` tokens are computed at once at most, and the logits of `outputs` of them: both are in the memory plan.
     `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
     file's, so that no other model's cache is restored. With `remote`, `path` is the model's name at that server.
+    `quantize`: what weights are turned into as they are loaded, for engines that can; empty: nothing.
     """
 
     backend: str
@@ -128,6 +129,7 @@ class LoadModel(_Message, frozen=True):
     sessions_bytes: int = 0
     sha256: str = ""
     remote: RemoteTarget | None = None
+    quantize: str = ""
 
 
 class ListModels(_Message, frozen=True):

@@ -147,8 +147,16 @@ def open_engine(backend: str, beat: Beat) -> Engine:
                 "load_failed", "llama-cpp-python is not installed, or its library does not load on this machine"
             ) from error
         return LlamaEngine(beat)
+    if backend == "torch":
+        try:
+            from h2qd.worker.torch.engine import TorchEngine  # noqa: PLC0415 - large: only who needs it pays for it
+        except (ImportError, OSError, RuntimeError) as error:
+            raise EngineError(
+                "load_failed", "torch, transformers and safetensors are not installed: pip install 'h2qd[torch]'"
+            ) from error
+        return TorchEngine(beat)
     if backend == "fake":
         from h2qd.worker.fake import FakeEngine  # noqa: PLC0415 - only tests ask for it
 
         return FakeEngine(beat)
-    raise EngineError("load_failed", f"this build has no backend {backend!r}: it has llama and fake")
+    raise EngineError("load_failed", f"this build has no backend {backend!r}: it has llama, torch and fake")

@@ -192,7 +192,10 @@ def test_the_values_in_force_can_be_written_back(write: Write) -> None:
         ("models:\n  a: {ctx: 64}", ":2: models.a.path: cannot do without this key"),
         ("models: {a: {path: x, pat: y}}", "models.a.pat: cannot use an unknown key: did you mean models.a.path?"),
         ("models: {a: {path: x, ctx: 1}}", "models.a.ctx: cannot use '1': it must be a whole number from 64"),
-        ("models: {a: {path: x, backend: torch}}", "models.a.backend: cannot use 'torch': it must be llama or fake"),
+        (
+            "models: {a: {path: x, backend: tensorflow}}",
+            "models.a.backend: cannot use 'tensorflow': it must be llama or torch or fake",
+        ),
         (
             "models: {" + ", ".join(f"m{n}: {{path: x}}" for n in range(257)) + "}",
             "cannot use 257 models: at most 256",

