@@ -79,7 +79,7 @@ Handler: TypeAlias = Callable[[Request, Response], Awaitable[None]]
 
 
 class HttpServer:
-    """Ends with its `with`. `faults` are taken, one a request, instead of the real handler, where their path matches."""
+    """Ends with its `with`. `faults` are taken, one a request, instead of the handler, where their path matches."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
@@ -155,14 +155,14 @@ class HttpServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._count(1)
         try:
-            while (request := await self._read(reader)) is not None:
+            while (request := await self._read(reader, writer)) is not None:
                 with self._changed:
                     self.requests.append(request)
                     self._changed.notify_all()
                 if not await self._answer(request, reader, writer):
                     break
-        except (OSError, asyncio.IncompleteReadError, ValueError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError, ValueError):
+            pass  # the client left, or the server ends
         finally:
             writer.close()
             self._count(-1)
@@ -176,7 +176,7 @@ class HttpServer:
                 handler = fault
                 break
         working = asyncio.ensure_future(handler(request, response))
-        leaving = asyncio.ensure_future(self._left(reader, response))
+        leaving = asyncio.ensure_future(self._left(reader))
         done, _ = await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working not in done:
             response.gone.set()
@@ -188,15 +188,19 @@ class HttpServer:
         working.result()
         return response.ended
 
-    async def _left(self, reader: asyncio.StreamReader, response: Response) -> None:
+    async def _left(self, reader: asyncio.StreamReader) -> None:
         """Returns when the client goes: it sends nothing while it waits."""
-        while not reader.at_eof() and reader.exception() is None:
+        while not reader.at_eof() and reader.exception() is None:  # noqa: ASYNC110 - readers have no event for that
             await asyncio.sleep(0.01)
 
-    async def _read(self, reader: asyncio.StreamReader) -> Request | None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").strip().split("\r\n")
-        method, path, _ = first.split(" ")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | None:
+        first = await reader.readexactly(1)
+        if first == b"\x16":  # TLS, where none is spoken
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return None
+        head = first + await reader.readuntil(b"\r\n\r\n")
+        line, *lines = head.decode("latin-1").strip().split("\r\n")
+        method, path, _ = line.split(" ")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (one.partition(":") for one in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         return Request(method, path, headers, body)

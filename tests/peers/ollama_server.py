@@ -1,4 +1,4 @@
-"""Ollama's API as a peer: what OLLAMA.md lists, checked against its source. Text is counted out, memory is pretended."""
+"""Ollama's API as a peer: what OLLAMA.md lists, checked against its source. Its text and memory are pretended."""
 
 import asyncio
 import time
@@ -171,7 +171,9 @@ class OllamaServer(HttpServer):
                 await asyncio.sleep(self.word_s)
             extra: dict[str, Any] = {}
             if body.get("logprobs"):
-                others = [{"token": f"alt{k}", "logprob": -1.5 - k, "bytes": [97]} for k in range(body["top_logprobs"])]
+                others = [
+                    {"token": f"alt{k}", "logprob": -1.5 - k, "bytes": [97]} for k in range(body["top_logprobs"])
+                ]
                 extra["logprobs"] = [{"token": word, "logprob": -0.5, "bytes": [1], "top_logprobs": others}]
             await response.chunk(msgspec.json.encode(self._line(model, chat, word, done=False, **extra)) + b"\n")
         last = self._line(

@@ -3,6 +3,7 @@
 The library's exceptions quote what was sent, so none of them goes on from here. Called by `transport`.
 """
 
+import os
 import ssl
 
 import httpcore2
@@ -22,7 +23,7 @@ def diagnosed(error: Exception, name: str, target: RemoteTarget) -> Exception:
             text = f"cannot connect to {name}: its address is link-local or a metadata service's"
             return RemoteError("remote_failed", f"{text} (private_addresses would allow it)")
         case httpcore2.ConnectTimeout():
-            return broken_off(f"cannot connect to {name}: no answer in {target.connect_s:g} s", again=True)
+            return broken_off(f"cannot connect to {name}: no answer in {target.connect_s:g} s")
         case httpcore2.ConnectError():
             return _not_connected(name, error)
         case httpcore2.TimeoutException() | TimeoutError():
@@ -57,6 +58,9 @@ def _not_connected(name: str, error: BaseException) -> RemoteError:
         if isinstance(cause, ssl.SSLError):
             return RemoteError("remote_failed", f"cannot speak TLS to {name}: {shown(cause.reason or 'it failed')}")
         if isinstance(cause, OSError) and cause.strerror:
-            return broken_off(f"cannot connect to {name}: {cause.strerror}", again=True)
+            why = (
+                os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+            )  # a resolver's: below 0
+            return broken_off(f"cannot connect to {name}: {why}", again=True)
         cause = cause.__cause__ or next((arg for arg in cause.args if isinstance(arg, BaseException)), None)
     return broken_off(f"cannot connect to {name}", again=True)

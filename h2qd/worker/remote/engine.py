@@ -152,7 +152,13 @@ class RemoteEngine:
     def _begin(self, order: Task) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(order))
         self._tasks[order.request] = task
-        task.add_done_callback(lambda _: self._tasks.pop(order.request, None))
+        task.add_done_callback(lambda ended: self._ended(order.request, ended))
+
+    def _ended(self, request: int, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step has said nothing."""
+        del self._tasks[request]
+        if task.cancelled():
+            self._said.put(_cancelled(request))
 
     def _give_up(self, request: int) -> None:
         if (task := self._tasks.get(request)) is not None:

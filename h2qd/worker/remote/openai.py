@@ -95,7 +95,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Meta(msgspec.Struct):
@@ -298,7 +298,7 @@ def _chat_logprobs(top: int) -> dict[str, Any]:
 def _heard(part: bytes, end: _End, reply: Reply) -> _End:
     """Tell what an event holds; what is known of the end by now. Raises `RemoteError`."""
     chunk = decoded(part, _Chunk)
-    if chunk.error is not None and bytes(chunk.error) != b"null":
+    if bytes(chunk.error) != b"null":
         raise failed_midway(error_text(part))
     for choice in chunk.choices[:1]:
         text = choice.text or (choice.delta.content if choice.delta is not None else None) or ""
