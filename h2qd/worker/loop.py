@@ -56,6 +56,7 @@ from h2qd.worker import journal
 from h2qd.worker.channel import Channel
 from h2qd.worker.engine import Beat, Engine, EngineError, Progress, Said, open_engine
 from h2qd.worker.inspect import inspect_file
+from h2qd.worker.remote.secret import hide_memory
 
 EXIT_STOPPED = os.EX_OK
 """StopWorker, or a LoadFailed that was said."""
@@ -169,6 +170,7 @@ class Worker:
                 self._done(inspect_file(path, self._progress, self._beat))
             case ListModels() | PullModel():
                 self._preparing = True
+                hide_memory()
                 self._done(_ask_server(order, self._progress, self._beat))
             case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._submit(order)
@@ -197,6 +199,8 @@ class Worker:
         if self._engine is not None:
             raise EngineError("load_failed", "cannot load a second model: a worker holds one")
         self._preparing = True
+        if order.remote is not None:
+            hide_memory()
         self._engine = open_engine(order.backend, self._beat, self._say)
         self._done(self._engine.load(order, self._progress))
 

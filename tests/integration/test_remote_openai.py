@@ -222,6 +222,19 @@ def test_what_the_api_does_not_have_is_refused(server: OpenAIServer, desk: Desk)
         assert caught.value.code == "unsupported"
 
 
+def test_a_limit_that_a_server_tells_is_kept_to(server: OpenAIServer, desk: Desk) -> None:
+    async def used_up(request: Request, response: Response) -> None:
+        response.headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "5m0s"}
+        await server.handle(request, response)
+
+    desk.load("openai", server.url)
+    server.fail("/v1/chat/completions", used_up)
+    assert desk.ask(chat(1))[0] == "tok0 tok1 tok2 tok3 "
+    asked = len(server.requests)
+    assert desk.fails(chat(2)).code == "queue_full"
+    assert len(server.requests) == asked
+
+
 # --- vectors --------------------------------------------------------------------------------------------
 
 

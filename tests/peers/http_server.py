@@ -51,7 +51,8 @@ class Response:
         await self.head(200, {"Transfer-Encoding": "chunked", "Content-Type": content_type})
 
     async def head(self, status: int, headers: dict[str, str]) -> None:
-        lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        told = {**self.headers, **headers}
+        lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in told.items()), "", ""]
         await self.raw("\r\n".join(lines).encode())
 
     async def chunk(self, data: bytes) -> None:

@@ -33,10 +33,12 @@ from h2qd.worker.remote.dialect import Dialect
 from h2qd.worker.remote.ollama import Ollama
 from h2qd.worker.remote.openai import OpenAI
 from h2qd.worker.remote.reply import Reply
-from h2qd.worker.remote.secret import hide_memory, read_secret
+from h2qd.worker.remote.secret import read_secret
 from h2qd.worker.remote.server import Server
 from h2qd.worker.remote.talk import Talk
 
+_STEP_MESSAGES_MAX = 16
+"""Said by one step: the loop joins texts, each at most a line of a stream, and a message of its own has 8 MiB."""
 _STEP_S = 0.25
 """How long a step waits for something to be said, so that the loop can take new requests."""
 WATCH_S = 5.0
@@ -127,6 +129,8 @@ class RemoteEngine:
                 said.append(item)
                 if isinstance(item, Result | GenerationFailed):
                     self._open.discard(item.request)
+                if len(said) == _STEP_MESSAGES_MAX:
+                    return said
                 item = self._said.get_nowait()
         except queue.Empty:
             return said
@@ -237,7 +241,6 @@ def ask_server(order: ListModels | PullModel, beat: Beat, progress: Progress) ->
 
 def _dialect(target: RemoteTarget) -> Dialect:
     """Made in the talking thread, where its connections belong. Raises `EngineError` (load_failed)."""
-    hide_memory()
     server = Server(target, read_secret(target))
     return Ollama(server) if target.kind == "ollama" else OpenAI(server)
 

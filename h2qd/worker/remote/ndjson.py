@@ -2,7 +2,7 @@
 
 from h2qd.worker.remote.errors import nonsense
 
-LINE_BYTES_MAX = 1024 * 1024
+LINE_BYTES_MAX = 256 * 1024
 
 
 class Lines:

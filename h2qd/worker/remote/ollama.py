@@ -229,15 +229,13 @@ class Ollama:
 
     @property
     def holds(self) -> bool:
-        """Since the load began."""
+        """From the load until it was seen to let go."""
         return self._holds
 
     async def held(self) -> HeldElsewhere:
         """What /api/ps shows."""
         running = await self._running()
-        ours = self._ours(running)
-        others = sum(one.in_memory for one in running if one is not ours)
-        return HeldElsewhere(ours.in_memory if ours is not None else 0, others)
+        return _holding(self._ours(running), running)
 
     async def let_go(self) -> HeldElsewhere:
         """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
@@ -245,10 +243,10 @@ class Ollama:
         await self.server.ask("/api/generate", self._farewell(), _Part)
         while True:
             running = await self._running()
-            if self._ours(running) is None or time.monotonic() > give_up_s:
-                ours = self._ours(running)
-                mine = ours.in_memory if ours is not None else 0
-                return HeldElsewhere(mine, sum(one.in_memory for one in running if one is not ours))
+            ours = self._ours(running)
+            self._holds = ours is not None
+            if ours is None or time.monotonic() > give_up_s:
+                return _holding(ours, running)
             await asyncio.sleep(_LOOK_S)
 
     def abandon(self) -> None:
@@ -311,6 +309,11 @@ def _full_name(name: str) -> str:
     """With the tag that Ollama adds; names are compared without case there."""
     name = name.lower()
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _holding(ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
+    others = sum(one.in_memory for one in running if one is not ours)
+    return HeldElsewhere(ours.in_memory if ours is not None else 0, others)
 
 
 def _device(model: _Running) -> str:

@@ -6,7 +6,7 @@ is an event that the stream ends within: it is incomplete. Called through `piece
 
 from h2qd.worker.remote.errors import nonsense
 
-EVENT_BYTES_MAX = 1024 * 1024
+EVENT_BYTES_MAX = 256 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 

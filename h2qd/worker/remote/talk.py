@@ -77,5 +77,4 @@ class Talk:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-        await self._loop.shutdown_default_executor()
+        await self._loop.shutdown_asyncgens()  # and not the executor: a resolver there may take its time

@@ -88,10 +88,7 @@ class Transport:
         host = shown(url.hostname or "")
         self.name = f"{host}:{self._origin[2]}"
         self._headers = [
-            (
-                b"Host",
-                (url.netloc if url.port not in (None, _PORTS[url.scheme]) else url.hostname or "").encode("idna"),
-            ),
+            (b"Host", url.netloc.encode("ascii")),
             (b"User-Agent", b"h2qd"),
             (b"Accept-Encoding", b"identity"),
             *secret.header(),
@@ -192,9 +189,8 @@ def _checked(url: str, field: str, target: RemoteTarget) -> SplitResult:
     except ValueError:  # a name: judged when it is resolved
         return parts
     if refused:
-        raise EngineError(
-            "load_failed", "cannot use the server's url: its address is link-local or a metadata service's"
-        )
+        what = "its address is link-local or a metadata service's"
+        raise EngineError("load_failed", f"cannot use the server's {field}: {what}")
     return parts
 
 

@@ -1,5 +1,7 @@
 """Small parts of remote models: keys, addresses, paces, budgets, bounds."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from h2qd.wire.workers import Generate, RemoteTarget, Sampler
 from h2qd.worker.engine import EngineError, Said
 from h2qd.worker.remote.address import is_refused
 from h2qd.worker.remote.errors import RemoteError, refused
-from h2qd.worker.remote.pace import span_s
+from h2qd.worker.remote.pace import Pace, span_s
 from h2qd.worker.remote.reply import Reply, chosen
 from h2qd.worker.remote.retry import Budget, delay_s
 from h2qd.worker.remote.secret import Secret, read_secret
@@ -83,6 +85,28 @@ def test_addresses_that_are_not(address: str) -> None:
 )
 def test_spans(text: str, seconds: float) -> None:
     assert span_s(text) == pytest.approx(seconds)
+
+
+def test_a_rate_keeps_requests_apart() -> None:
+    async def three() -> None:
+        pace = Pace(rate_per_min=1200)
+        for _ in range(3):
+            await pace.turn()
+
+    start_s = time.monotonic()
+    asyncio.run(three())
+    assert time.monotonic() - start_s >= 0.1
+
+
+def test_a_rate_that_is_used_up_for_long_is_said_so() -> None:
+    async def too_many() -> None:
+        pace = Pace(rate_per_min=1)
+        await pace.turn()
+        await pace.turn()
+
+    with pytest.raises(RemoteError, match="it may be asked again in 60 s") as caught:
+        asyncio.run(too_many())
+    assert caught.value.code == "queue_full"
 
 
 def test_retries_are_a_tenth_of_the_requests_after_a_first_few() -> None:
