@@ -220,6 +220,12 @@ async def mid_flood(body: dict[str, Any], response: Response) -> None:
         await response.chunk(line % word)
 
 
+async def mid_thoughts(body: dict[str, Any], response: Response) -> None:
+    thought = b'{"message":{"thinking":"hmm"}}\n' if "options" in body else b'data: {"choices":[{"delta":{}}]}\n\n'
+    while True:
+        await response.chunk(thought * 100)
+
+
 async def mid_error(body: dict[str, Any], response: Response) -> None:
     line = b'{"error":"out of memory"}\n' if "options" in body else b'data: {"error":{"message":"out of memory"}}\n\n'
     await response.chunk(line)
@@ -240,6 +246,7 @@ MIDWAY = {
     "garbage": (mid_garbage, "remote_failed"),
     "a gigabyte": (mid_long, "remote_failed"),
     "flood": (mid_flood, "remote_failed"),
+    "thoughts": (mid_thoughts, "remote_failed"),
     "bad chunk": (mid_bad_chunk, "remote_failed"),
     "error": (mid_error, "generation_failed"),
 }

@@ -111,6 +111,21 @@ def test_a_worker_that_must_stop_at_once_lets_the_model_go_all_the_same(
     assert ollama.loaded == {}
 
 
+def test_a_stop_in_the_middle_of_a_load_leaves_nothing_loaded(shared: ZygotePeer) -> None:
+    with OllamaServer(Model("small:latest", load_s=30)) as server:
+        peer, pid = shared.fork(1)
+        with peer:
+            peer.send(LoadModel("ollama", "small", 256, remote=target(server)))
+            assert server.wait_asked("/api/generate")
+            peer.send(Ping(1), StopWorker())
+            (pong,) = peer.rest()
+            assert isinstance(pong, Pong)
+            assert pong.busy
+        assert shared.reaped(pid).status == 0
+        assert server.wait_connections(0)
+        assert server.loads == 0
+
+
 def test_an_idle_worker_tells_that_somebody_unloaded_its_model(
     worker: tuple[WorkerPeer, int], ollama: OllamaServer
 ) -> None:

@@ -1,14 +1,21 @@
 """Streams of servers: whatever pieces the bytes come in, the same parts come out, and never more than a bound."""
 
+from contextlib import suppress
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from h2qd.wire.workers import Generate, Sampler, frame, from_worker
+from h2qd.worker.engine import Said
+from h2qd.worker.remote import ollama, openai
 from h2qd.worker.remote.errors import RemoteError, refused
 from h2qd.worker.remote.ndjson import Lines
 from h2qd.worker.remote.pace import span_s
+from h2qd.worker.remote.reply import Reply
+from h2qd.worker.remote.server import decoded
 from h2qd.worker.remote.sse import Events
 
 _LINE = st.binary(max_size=40).map(lambda data: data.translate(None, b"\r\n"))
@@ -84,6 +91,75 @@ def test_what_never_ends_is_given_up(parser: type[Lines | Events], piece: bytes)
 
     with pytest.raises(RemoteError):
         feed_for_ever()
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def like(**fields: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """Objects with some of these fields, right or wrong, or something else."""
+    mixed = {name: value | _JSON for name, value in fields.items()}
+    return st.fixed_dictionaries({}, optional=mixed) | _JSON
+
+
+_TOKENS = st.lists(like(token=st.text(max_size=5), logprob=st.floats(-9, 9)), max_size=3)
+_CHOICE = like(
+    delta=like(content=st.text(max_size=5)),
+    text=st.text(max_size=5),
+    finish_reason=st.sampled_from(["stop", "length", "content_filter", "tool_calls"]),
+    stop_reason=st.integers() | st.text(max_size=5),
+    logprobs=like(content=_TOKENS, tokens=st.lists(st.text(max_size=3), max_size=3), token_logprobs=_TOKENS),
+)
+_EVENT = like(
+    choices=st.lists(_CHOICE, max_size=2),
+    usage=like(prompt_tokens=st.integers(), completion_tokens=st.integers()),
+    error=like(message=st.text(max_size=5)),
+)
+_PART = like(
+    message=like(content=st.text(max_size=5)),
+    response=st.text(max_size=5),
+    done=st.booleans(),
+    done_reason=st.text(max_size=5),
+    eval_count=st.integers(),
+    eval_duration=st.integers(),
+    logprobs=_TOKENS,
+    error=st.text(max_size=5),
+)
+
+
+@given(_EVENT)
+def test_any_event_is_understood_or_refused(event: object) -> None:
+    said: list[Said] = []
+    reply = Reply(Generate(1, 4, Sampler(), prompt="", logprobs=3), said.append)
+    with suppress(RemoteError):
+        end = openai._heard(msgspec.json.encode(event), openai._End(), reply)
+        said.append(reply.end(end.finish))
+    assert_sayable(said)
+
+
+@given(_PART)
+def test_any_line_is_understood_or_refused(line: object) -> None:
+    said: list[Said] = []
+    reply = Reply(Generate(1, 4, Sampler(), prompt="", logprobs=3), said.append)
+    with suppress(RemoteError):
+        part = decoded(msgspec.json.encode(line), ollama._Part)
+        reply.text(part.response, ollama._logprobs(part.logprobs))
+        said.append(ollama._ended(part, reply))
+    assert_sayable(said)
+
+
+def assert_sayable(said: list[Said]) -> None:
+    """The supervisor takes it."""
+    for message in said:
+        assert from_worker.decode(frame(message)[4:]) == message
 
 
 @given(st.integers(100, 599), st.binary(max_size=400) | st.text(max_size=200).map(str.encode))

@@ -14,6 +14,8 @@ from h2qd.worker.engine import Said
 from h2qd.worker.remote.errors import nonsense
 
 _CHARS_PER_TOKEN_MAX = 512
+_PARTS_PER_TOKEN_MAX = 4
+_PARTS_BESIDE_MAX = 1024
 _PIECE_CHARS_MAX = 4096
 _LOGARITHM_MIN = -1e12
 _COUNT_MAX = 2**53 - 1
@@ -29,9 +31,16 @@ class Reply:
         self._first_s: float | None = None
         self._tokens = 0
         self._chars = 0
+        self._parts = 0
 
     def text(self, text: str, logprobs: list[ChosenToken]) -> None:
-        """More of the answer. Raises `RemoteError` (remote_failed) when it is more than was asked for."""
+        """More of the answer, or a part of the stream without any.
+
+        Raises `RemoteError` (remote_failed) when it is more than was asked for.
+        """
+        self._parts += 1
+        if self._parts > _PARTS_PER_TOKEN_MAX * self._order.max_tokens + _PARTS_BESIDE_MAX:
+            raise nonsense("its answer does not end")  # whatever a model thinks counts as tokens, too
         if not text and not logprobs:
             return
         if self._first_s is None:
