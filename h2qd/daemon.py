@@ -23,7 +23,7 @@ from h2qd.core.guard import Thresholds
 from h2qd.core.records import Rules, Ticket, Traits, Want
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
-from h2qd.runtime import views
+from h2qd.runtime import remotes, views
 from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
@@ -105,7 +105,13 @@ class Daemon:
             self._supervisor.post,
             self._scales,
             self._watch.look,
-            Engines(config.worker.threads, str(folder), config.sessions.disk_quota_bytes, _quantize(config)),
+            Engines(
+                config.worker.threads,
+                str(folder),
+                config.sessions.disk_quota_bytes,
+                _quantize(config),
+                remotes.targets(config.remotes),
+            ),
         )
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)
@@ -234,6 +240,7 @@ class Daemon:
     async def _restore(self) -> None:
         """Pick up where the last daemon ended: who was active, pinned and, if that is wanted, resident."""
         memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
+        await self._remotes.looked([kept.name for kept in memory.resident])
         now = self._loop.time()
         wanted = memory.resident if self._config.residency.restore and not self._calls_wait() else []
         # The active one comes first: where they do not all fit any more, the others give way.

@@ -144,6 +144,20 @@ def _contradictions(table: Table) -> Iterator[Fault]:
             text = f"cannot use '{low:.0%}': guard.{upper} is {high:.0%}, and must be more"
             yield _contradiction(table, f"guard.{lower}", f"guard.{upper}", text)
     yield from _unknown_variants(table)
+    yield from _odd_remotes(table)
+
+
+def _odd_remotes(table: Table) -> Iterator[Fault]:
+    for name, values in table.maps["remotes"].items():
+        for one, other, why in (
+            ("key_credential", "key_env", "says already where the key is"),
+            ("client_key", "client_cert", ""),
+            ("client_cert", "client_key", ""),
+        ):
+            if one in values and (other in values) == bool(why):
+                key = f"remotes.{name}.{one}"
+                text = f"cannot use it: {other} {why}" if why else f"cannot use it without {other}"
+                yield Fault(table.sources[key], key, text)
 
 
 def _unknown_variants(table: Table) -> Iterator[Fault]:

@@ -6,7 +6,7 @@ watches for models that nobody used for so long that they go by themselves. Call
 `relief`.
 """
 
-from h2qd.core import budget, evict
+from h2qd.core import budget, evict, remote_plan
 from h2qd.core.effects import ClearTimer, Clock, ParkWorker, SetTimer, StopWorker, Timer
 from h2qd.core.guard import Level
 from h2qd.core.offers import parked_bytes
@@ -28,10 +28,14 @@ def park(turn: Turn, model: Model, why: str = "") -> None:
 
 
 def may_park(turn: Turn, model: Model, beside_bytes: int) -> bool:
-    """Whether a model that goes keeps its process: the rules say so, and it has room beside `beside_bytes`."""
+    """Whether a model that goes keeps its process: the rules say so, and it has room beside `beside_bytes`.
+
+    A server's model has nothing to keep here.
+    """
     state = turn.state
     return (
         state.rules.park_s > 0
+        and model.shape.format not in remote_plan.FORMATS
         and state.guard.level is Level.NORMAL
         and not turn.waiting_for(model.name, Want.COLD)
         and beside_bytes + parked_bytes(model, state.rules.slots) <= budget.room(state)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from h2qd.core import budget, evict
+from h2qd.core import budget, evict, remote_plan
 from h2qd.core.lessons import correction_bytes
 from h2qd.core.plan import MemoryPlan, ModelShape, memory_plan
 from h2qd.core.records import F16, Fault, Model, State, Terms, Ticket
@@ -26,6 +26,8 @@ def _plan(shape: ModelShape, ctx: int, slots: int, kv_type: str) -> MemoryPlan:
     """Each admission asks for the plans of the same few loads again, and a plan is most of what a step costs."""
     if shape.format == SAFETENSORS:
         return torch_plan(shape, ctx)
+    if shape.format in remote_plan.FORMATS:
+        return remote_plan.remote_plan(shape, ctx)
     return memory_plan(shape, ctx, slots, kv_type)
 
 
@@ -97,7 +99,7 @@ def parked_bytes(model: Model, slots: int) -> int:
 def _quantizes(model: Model) -> bool:
     """Whether the engine can keep this model's KV cache in blocks."""
     shape = model.shape
-    if shape.format == SAFETENSORS:
+    if shape.format == SAFETENSORS or shape.format in remote_plan.FORMATS:
         return False
     return any(shape.kv_heads) and shape.key_length % _KV_BLOCK == 0 and shape.value_length % _KV_BLOCK == 0
 

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 import psutil
@@ -55,29 +55,39 @@ class Remotes:
         self._missing = missing
         self._registered = registered
         self._gone = gone
-        self.targets = {name: _target(remote) for name, remote in remotes.items()}
+        self._targets = targets(remotes)
+        self._looked = {name: asyncio.Event() for name in remotes}
 
     async def follow(self, name: str) -> None:
         """Ask the server `name` now and then, for ever; sooner again after it could not be asked."""
         remote, wait_s = self._remotes[name], _RETRY_S_MIN
         while True:
             reachable = await self._refresh(name)
+            self._looked[name].set()
             wait_s = remote.refresh_s if reachable else min(2 * wait_s, remote.refresh_s)
             await asyncio.sleep(wait_s)
+
+    async def looked(self, names: Iterable[str]) -> None:
+        """Until the servers of the models `names` have been asked once, with whatever success."""
+        for server in {name.partition("/")[0] for name in names} & self._looked.keys():
+            await self._looked[server].wait()
 
     async def _refresh(self, name: str) -> bool:
         reason = self._lacking(self._remotes[name])
         listed: Listed | None = None
         if not reason:
             try:
-                listed = await self._errands.run(ListModels(self.targets[name]), name, Listed, lambda _: None)
+                listed = await self._errands.run(ListModels(self._targets[name]), name, Listed, lambda _: None)
             except Refusal as refusal:
                 reason = refusal.fault.message
         if listed is None:
-            log.warning("remote.unavailable", remote=name, why=shown(reason, 300))
-            self._missing[f"{name}/*"] = _unavailable(name, self._remotes[name], shown(reason, 300))
+            row = _unavailable(name, self._remotes[name], shown(reason, 300))
+            if self._missing.get(row.name) != row:
+                log.warning("remote.unavailable", remote=name, why=row.reason)
+            self._missing[row.name] = row
             return False
-        self._missing.pop(f"{name}/*", None)
+        if self._missing.pop(f"{name}/*", None) is not None:
+            log.info("remote.available", remote=name)
         self._update(name, listed.models)
         return True
 
@@ -108,6 +118,11 @@ class Remotes:
         for manifest in list(self._manifests.values()):
             if manifest.remote == name and manifest.name not in found:
                 self._gone(manifest.name)
+
+
+def targets(remotes: Mapping[str, Remote]) -> dict[str, RemoteTarget]:
+    """How to speak to each server."""
+    return {name: _target(remote) for name, remote in remotes.items()}
 
 
 def shares_memory(remote: Remote) -> bool:

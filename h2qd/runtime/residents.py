@@ -33,12 +33,14 @@ from h2qd.wire.workers import (
     FromWorker,
     Generated,
     GenerationFailed,
+    HeldElsewhere,
     Loaded,
     Loading,
     LoadModel,
     Parked,
     ParkModel,
     Prefilling,
+    RemoteTarget,
     Result,
     ResumeModel,
     Scored,
@@ -63,18 +65,23 @@ _FULL_SHARE = 0.9
 class Engines:
     """What engines are told: their threads, where sessions are kept and how much of them (0: none).
 
-    `quantize`: what the weights of a model are turned into, by its name; only of those whose are.
+    `quantize`: what the weights of a model are turned into, by its name; only of those whose are. `remotes`: how to
+    speak to the servers, by their names.
     """
 
     threads: int
     sessions: str
     sessions_bytes: int
     quantize: Mapping[str, str]
+    remotes: Mapping[str, RemoteTarget]
 
 
 @dataclass(slots=True, eq=False)
 class _Resident:
-    """A worker with its model, and what was measured of it. `before`: the tree before it was told to stop or park."""
+    """A worker with its model, and what was measured of it. `before`: the tree before it was told to stop or park.
+
+    `elsewhere_bytes`: what a server on this device holds for it, `elsewhere_before` the same before it was told.
+    """
 
     worker: Worker
     model: str
@@ -84,6 +91,8 @@ class _Resident:
     device: str = "cpu"
     ctx: int = 0
     held_bytes: int = 0
+    elsewhere_bytes: int = 0
+    elsewhere_before: int = 0
     exercised: bool = False
     told_exercised: bool = False
     ready: bool = False
@@ -140,8 +149,10 @@ class Residents:
             sessions_bytes=engines.sessions_bytes,
             sha256=manifest.sha256,
             quantize=engines.quantize.get(manifest.name, ""),
+            remote=engines.remotes.get(manifest.remote),
         )
-        container = self._containers.contain(number, terms.planned_bytes)
+        elsewhere = terms.file_bytes if manifest.remote else 0  # is in no process of ours
+        container = self._containers.contain(number, terms.planned_bytes - elsewhere)
         try:
             worker = Worker(
                 number,
@@ -224,6 +235,7 @@ class Residents:
 
     async def _measure_and_stop(self, resident: _Resident) -> None:
         resident.before = await self._scales.weigh()
+        resident.elsewhere_before = resident.elsewhere_bytes
         resident.stop_began = time.monotonic()
         resident.worker.stop(save=True)
 
@@ -285,7 +297,7 @@ class Residents:
 
     # --- what workers say -------------------------------------------------------------------------
 
-    def _take(self, number: int, message: FromWorker) -> None:
+    def _take(self, number: int, message: FromWorker) -> None:  # noqa: C901 - one flat list of messages
         resident = self._residents[number]
         match message:
             case Text(request=request, tokens=tokens):
@@ -295,6 +307,8 @@ class Residents:
                 self._ended(resident, message)
             case SessionsSaved():
                 self._saved(resident, message)
+            case HeldElsewhere():
+                self._held_elsewhere(resident, message)
             case GenerationFailed(request=request, code=code, message=text):
                 known = code if code in CODES else "generation_failed"
                 self._post(GenerationEnded(self._now(), request, Fault(known, shown(text, 1000))))
@@ -325,6 +339,20 @@ class Residents:
             resident.exercised = resident.exercised or used >= resident.ctx * _FULL_SHARE
         self._post(GenerationEnded(self._now(), result.request))
 
+    def _held_elsewhere(self, resident: _Resident, held: HeldElsewhere) -> None:
+        log.info(
+            "remote.memory",
+            model=resident.model,
+            bytes=held.elsewhere_bytes,
+            before=resident.elsewhere_bytes,
+            foreign_bytes=held.foreign_bytes,
+        )
+        if resident.ready:
+            resident.held_bytes += held.elsewhere_bytes - resident.elsewhere_bytes
+            self._post(WorkerMeasured(self._now(), resident.worker.number, max(0, resident.held_bytes)))
+        resident.elsewhere_bytes = held.elsewhere_bytes
+        self._look()
+
     @staticmethod
     def _saved(resident: _Resident, saved: SessionsSaved) -> None:
         level = log.warning if saved.failed else log.info
@@ -346,7 +374,8 @@ class Residents:
         resident.ready = True
         resident.exercised = resident.told_exercised = False
         number = resident.worker.number
-        resident.held_bytes = weights.held_bytes(resident.worker.pid)
+        resident.elsewhere_bytes = loaded.elsewhere_bytes
+        resident.held_bytes = weights.held_bytes(resident.worker.pid) + resident.elsewhere_bytes
         file_bytes = weights.file_bytes(resident.worker.pid)
         self._post(WorkerMeasured(self._now(), number, resident.held_bytes, file_bytes=file_bytes))
         self._look()  # between the two: so the reading is known to have the load in it
@@ -362,9 +391,9 @@ class Residents:
         took_s = time.monotonic() - resident.stop_began if resident.stop_began else 0.0
         del self._residents[resident.worker.number]
         after, before, pid = await self._scales.weigh(), resident.before or Weights(), resident.worker.pid
-        held = before.held_bytes(pid)
+        held = before.held_bytes(pid) + resident.elsewhere_before
         fault = end.fault or Fault("worker_crashed", f"cannot go on: the process of {resident.model} went")
-        freed = after.freed_bytes(pid, before)
+        freed = after.freed_bytes(pid, before) + max(0, resident.elsewhere_before - resident.elsewhere_bytes)
         self._look()
         self._post(WorkerExited(self._now(), resident.worker.number, fault, held, freed, took_s))
 
@@ -388,7 +417,7 @@ class Residents:
             self._weighing = False
         self._weigh_at = time.monotonic() + weights.took_s / _WEIGHING_SHARE
         for number, resident in list(self._residents.items()):
-            held = weights.held_bytes(resident.worker.pid)
+            held = weights.held_bytes(resident.worker.pid) + resident.elsewhere_bytes
             news = abs(held - resident.held_bytes) >= _NEWS_BYTES or resident.exercised != resident.told_exercised
             if resident.ready and held and news:
                 resident.held_bytes, resident.told_exercised = held, resident.exercised
