@@ -1,9 +1,9 @@
 """One answer out of several: what most say, what a judge chose, what lies nearest to all others.
 
-Pure: texts, vectors and a judge's words in, a verdict out. Answers are meant by their place in the list given. Two
-answers are the same when they have the same words but for case, blanks and punctuation around words: `Paris.` is
-`paris`, `-5` is not `5`. Whole texts are compared, so a short answer is for the prompt, `stop` or a grammar to bring
-about. Asks nobody; that is `swarm`, its caller. Invariant: of any answers that exist, one is chosen.
+Pure: answers, vectors and a judge's words in, a verdict out. An answer is meant by its place in the list, and
+compared by its key (`normalised`): the words of its text but for case, blanks and punctuation around them. `Paris.`
+is `paris`, `-5` is not `5`. The key is of the whole text, not of its end or its numbers: a short answer is for the
+prompt, `stop` or a grammar to bring about. Called by `swarm`. Invariant: of any answers that exist, one is chosen.
 """
 
 import re
@@ -15,6 +15,9 @@ from operator import mul
 
 _AROUND = ".,;:!?…\"'`()[]{}<>*_~\u2018\u2019\u201c\u201d\u201e«»¿¡。、"
 """What may stand around a word without being part of it: quotes, brackets, ends of sentences, marks of emphasis."""
+
+_COMPARED_CHARS_MAX = 8000
+"""How much of an answer its key is made of."""
 
 _QUESTION_CHARS_MAX = 6000
 _ANSWERS_CHARS_MAX = 12_000
@@ -31,45 +34,44 @@ class Verdict:
 
 
 def normalised(text: str) -> str:
-    """What answers are compared by; the text itself, without case, where nothing but punctuation is in it."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    """What an answer is compared by; without words in it, the text itself but for case and blanks."""
+    folded = unicodedata.normalize("NFKC", text[:_COMPARED_CHARS_MAX]).casefold()
     words = [bare for word in folded.split() if (bare := word.strip(_AROUND))]
     return " ".join(words) or "".join(folded.split())
 
 
-def distinct(texts: Sequence[str]) -> list[int]:
+def distinct(keys: Sequence[str]) -> list[int]:
     """The first of each different answer; empty ones are none where others exist."""
     firsts: dict[str, int] = {}
-    for at, text in enumerate(texts):
-        firsts.setdefault(normalised(text), at)
+    for at, key in enumerate(keys):
+        firsts.setdefault(key, at)
     if len(firsts) > 1:
         firsts.pop("", None)
     return list(firsts.values())
 
 
-def majority(texts: Sequence[str]) -> Verdict:
+def majority(keys: Sequence[str]) -> Verdict:
     """The answer that most gave; of several, the one that was given first."""
-    return max((chosen(texts, at) for at in distinct(texts)), key=lambda verdict: len(verdict.voters))
+    return max((chosen(keys, at) for at in distinct(keys)), key=lambda verdict: len(verdict.voters))
 
 
-def chosen(texts: Sequence[str], at: int) -> Verdict:
+def chosen(keys: Sequence[str], at: int) -> Verdict:
     """The answer at `at`, and how many say the same."""
-    wanted = normalised(texts[at])
-    voters = tuple(place for place, text in enumerate(texts) if normalised(text) == wanted)
-    return Verdict(at, voters, len(voters) / len(texts))
+    voters = tuple(place for place, key in enumerate(keys) if key == keys[at])
+    return Verdict(at, voters, len(voters) / len(keys))
 
 
-def medoid(texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> Verdict:
+def medoid(keys: Sequence[str], vectors: Sequence[Sequence[float]]) -> Verdict:
     """The answer with the highest mean cosine to the others, which is the agreement; of several, the first.
 
-    The sum of all unit vectors holds every cosine at once: their mean over the others is (v · sum - 1) / (n - 1).
+    The sum of all unit vectors holds every cosine at once: their mean over the others is (v · sum - v · v) / (n - 1).
     """
     units = [_unit(vector) for vector in vectors]
     total = [sum(column) for column in zip(*units, strict=True)]
     others = max(1, len(units) - 1)
     means = [(sum(map(mul, unit, total)) - sum(map(mul, unit, unit))) / others for unit in units]
     at = max(range(len(means)), key=means.__getitem__)
-    return Verdict(at, chosen(texts, at).voters, min(1.0, max(0.0, means[at])))
+    return Verdict(at, chosen(keys, at).voters, min(1.0, max(0.0, means[at])))
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

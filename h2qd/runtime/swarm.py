@@ -156,22 +156,21 @@ class _Swarm:
 
     async def consensus(self, rows: Sequence[m.SwarmRow]) -> m.Consensus:
         """What they agree on, by the method asked for; by the majority where that fails."""
-        texts = [row.text for row in rows]
-        firsts = consensus.distinct(texts)
-        if len(firsts) == 1 or self._ask.method == "majority":
-            return _consensus(rows, self._ask.method, consensus.majority(texts))
-        asked = self._judge(texts, firsts) if self._ask.method == "judge" else self._medoid(texts)
-        verdict = await asked
+        keys = [consensus.normalised(row.text) for row in rows]
+        if len(consensus.distinct(keys)) == 1 or self._ask.method == "majority":
+            return _consensus(rows, self._ask.method, consensus.majority(keys))
+        verdict = await (self._judge(rows, keys) if self._ask.method == "judge" else self._medoid(rows, keys))
         if isinstance(verdict, Verdict):
             return _consensus(rows, self._ask.method, verdict)
         note = shown(f"{self._ask.method} failed: {verdict}", _NOTE_CHARS_MAX)
-        return _consensus(rows, "majority", consensus.majority(texts), note)
+        return _consensus(rows, "majority", consensus.majority(keys), note)
 
-    async def _judge(self, texts: Sequence[str], firsts: Sequence[int]) -> Verdict | str:
+    async def _judge(self, rows: Sequence[m.SwarmRow], keys: Sequence[str]) -> Verdict | str:
         """What the judge chose of the different answers, or why it did not."""
         self._tell("judging")
+        firsts = consensus.distinct(keys)
         body = m.Infer(
-            prompt=consensus.judge_prompt(_question(self._ask), [texts[at] for at in firsts]),
+            prompt=consensus.judge_prompt(_question(self._ask), [rows[at].text for at in firsts]),
             model=self._ask.judge,
             temperature=0,
             max_tokens=_JUDGE_TOKENS_MAX,
@@ -183,14 +182,14 @@ class _Swarm:
         if not isinstance(end, m.Answer):
             return _why(end)
         choice = consensus.judged(end.text, len(firsts))
-        return f"it said {shown(end.text, 40)!r}" if choice is None else consensus.chosen(texts, firsts[choice])
+        return f"it said {shown(end.text, 40)!r}" if choice is None else consensus.chosen(keys, firsts[choice])
 
-    async def _medoid(self, texts: Sequence[str]) -> Verdict | str:
+    async def _medoid(self, rows: Sequence[m.SwarmRow], keys: Sequence[str]) -> Verdict | str:
         """The answer in the middle of those that say something, or why it cannot be told."""
         self._tell("comparing")
-        said = [at for at, text in enumerate(texts) if text.strip()]
+        said = [at for at, key in enumerate(keys) if key]
         body = m.Embed(
-            texts=[texts[at] for at in said],
+            texts=[rows[at].text for at in said],
             model=self._ask.embedder,
             overflow="truncate",
             priority=self._ask.priority,
@@ -200,7 +199,7 @@ class _Swarm:
             return _why(end)
         if len(end.vectors) != len(said) or len({len(vector) for vector in end.vectors}) != 1:
             return "its vectors do not fit the answers"
-        middle = consensus.medoid([texts[at] for at in said], end.vectors)
+        middle = consensus.medoid([keys[at] for at in said], end.vectors)
         return Verdict(said[middle.chosen], tuple(said[at] for at in middle.voters), middle.agreement)
 
 

@@ -681,9 +681,9 @@ class Swarm(Decoding, frozen=True, kw_only=True):
 
     Those that are resident are asked at once, then the others one after another. Each has `deadline_ms` from its turn
     on, its load included. `method`: none (only the answers); majority (what most say, but for case, blanks and
-    punctuation around words); judge (the model `judge` chooses); medoid (the answer nearest to all others by the
-    vectors of the model `embedder`); these two are not asked where all say the same. Where they fail the majority
-    counts, and the reply says so.
+    punctuation around words, by the first 8,000 characters); judge (the model `judge` chooses); medoid (the answer
+    nearest to all others by the vectors of the model `embedder`). Judge and embedder are not asked where all say the
+    same; where they fail the majority counts, and the reply says so.
     """
 
     models: Annotated[list[Name], Meta(min_length=1, max_length=limits.SWARM_MODELS_MAX)]

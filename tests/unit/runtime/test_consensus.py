@@ -18,6 +18,10 @@ from h2qd.runtime.consensus import (
 from h2qd.worker.llama.gbnf import read
 
 
+def keys(*texts: str) -> list[str]:
+    return [normalised(text) for text in texts]
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -41,19 +45,19 @@ def test_what_differs_in_more_than_that_is_another_answer(one: str, other: str) 
 
 
 def test_most_votes_win() -> None:
-    assert majority(["Rome", "Paris", "Berlin", "paris."]) == Verdict(1, (1, 3), 0.5)
-    assert majority(["a"]) == Verdict(0, (0,), 1.0)
+    assert majority(keys("Rome", "Paris", "Berlin", "paris.")) == Verdict(1, (1, 3), 0.5)
+    assert majority(keys("a")) == Verdict(0, (0,), 1.0)
 
 
 def test_of_as_many_votes_the_earlier_answer_wins() -> None:
-    assert majority(["Rome", "Paris"]).chosen == 0
-    assert majority(["x", "Rome", "Paris", "paris", "rome"]) == Verdict(1, (1, 4), 0.4)
+    assert majority(keys("Rome", "Paris")).chosen == 0
+    assert majority(keys("x", "Rome", "Paris", "paris", "rome")) == Verdict(1, (1, 4), 0.4)
 
 
 def test_saying_nothing_is_an_answer_only_where_all_do() -> None:
-    assert majority(["", " \n", "Paris"]) == Verdict(2, (2,), 1 / 3)
-    assert majority(["", " "]) == Verdict(0, (0, 1), 1.0)
-    assert distinct(["", "b", "a", "B."]) == [1, 2]
+    assert majority(keys("", " \n", "Paris")) == Verdict(2, (2,), 1 / 3)
+    assert majority(keys("", " ")) == Verdict(0, (0, 1), 1.0)
+    assert distinct(keys("", "b", "a", "B.")) == [1, 2]
 
 
 def test_the_medoid_is_nearest_to_all_others() -> None:
@@ -64,7 +68,7 @@ def test_the_medoid_is_nearest_to_all_others() -> None:
 
 
 def test_vectors_of_any_length_count_by_their_direction() -> None:
-    far = medoid(["a", "b", "A"], [[3.0, 4.0], [4.0, -3.0], [600.0, 800.0]])
+    far = medoid(keys("a", "b", "A"), [[3.0, 4.0], [4.0, -3.0], [600.0, 800.0]])
     assert far.chosen == 0
     assert far.voters == (0, 2)
     assert math.isclose(far.agreement, 0.5)
@@ -113,4 +117,4 @@ def test_the_judges_grammar_holds_each_number_once() -> None:
 
 
 def test_whoever_is_chosen_has_the_votes_of_those_who_say_the_same() -> None:
-    assert chosen(["Rome", "Paris", "ROME!"], 2) == Verdict(2, (0, 2), 2 / 3)
+    assert chosen(keys("Rome", "Paris", "ROME!"), 2) == Verdict(2, (0, 2), 2 / 3)
