@@ -14,7 +14,7 @@ from typing import Literal, Self, Unpack, overload
 import zmq.asyncio
 
 from h2qctl import address, asks
-from h2qctl.asks import Options, Turn
+from h2qctl.asks import Decoding, Options, Turn
 from h2qctl.channel import SETTLE_S
 from h2qctl.client import SILENCE_S
 from h2qctl.errors import H2qError
@@ -249,6 +249,27 @@ class AsyncClient:
         if stream:
             return AsyncStream(self._flow("infer.chat", body, timeout, on_progress))
         return await self._run("infer.chat", body, m.Answer, timeout, on_progress)
+
+    async def swarm(
+        self,
+        asked: str | Sequence[Turn],
+        models: Sequence[str],
+        *,
+        method: m.Method | None = None,
+        judge: str | None = None,
+        embedder: str | None = None,
+        deadline_s: float | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Decoding],
+    ) -> m.SwarmAnswer:
+        """Ask several models a prompt or a conversation; all answers, and one made of them by `method`.
+
+        Without it, that is by the `judge` or `embedder` if one is named, else by the majority. Each model has
+        `deadline_s` from its turn on, its load included; who fails has a row that says why.
+        """
+        body = asks.swarm(asked, models, method, judge, embedder, deadline_s, options)
+        return await self._run("infer.swarm", body, m.SwarmAnswer, timeout, on_progress)
 
     async def embed(
         self,

@@ -16,8 +16,8 @@ from h2qd.wire import messages as m
 Turn = Mapping[str, str] | m.ChatMessage
 
 
-class Options(TypedDict, total=False):
-    """What infer and chat take beside the text; see `h2qd.wire.messages.Generation` for meanings and ranges."""
+class Decoding(TypedDict, total=False):
+    """How an answer is made; see `h2qd.wire.messages.Decoding` for meanings and ranges."""
 
     max_tokens: int | None
     temperature: float | None
@@ -33,11 +33,16 @@ class Options(TypedDict, total=False):
     grammar: str | None
     json_schema: str | None
     priority: m.Priority | None
+    overflow: m.Overflow | None
+    speculate: bool | None
+
+
+class Options(Decoding, total=False):
+    """What infer and chat take beside the text; see `h2qd.wire.messages.Generation` for meanings and ranges."""
+
     window: int | None
     session: str | None
-    overflow: m.Overflow | None
     logprobs: int | None
-    speculate: bool | None
 
 
 def import_file(path: str | PathLike[str], name: str | None) -> m.Import:
@@ -52,8 +57,30 @@ def infer(prompt: str, model: str | None, options: Options, *, stream: bool) -> 
 
 def chat(messages: Sequence[Turn], model: str | None, options: Options, *, stream: bool) -> m.Chat:
     """The body that answers `messages`, each a `ChatMessage` or a mapping with `role` and `content`."""
-    turns = [turn if isinstance(turn, m.ChatMessage) else m.ChatMessage(**turn) for turn in messages]
-    return m.Chat(messages=turns, model=model, stream=stream, **_fields(options))
+    return m.Chat(messages=_turns(messages), model=model, stream=stream, **_fields(options))
+
+
+def swarm(
+    asked: str | Sequence[Turn],
+    models: Sequence[str],
+    method: m.Method | None,
+    judge: str | None,
+    embedder: str | None,
+    deadline_s: float | None,
+    options: Decoding,
+) -> m.Swarm:
+    """The body that asks `models` a prompt, or a conversation. A judge or an embedder says which method is meant."""
+    prompt, messages = (asked, None) if isinstance(asked, str) else (None, _turns(asked))
+    return m.Swarm(
+        models=list(models),
+        prompt=prompt,
+        messages=messages,
+        deadline_ms=None if deadline_s is None else max(1, round(deadline_s * 1000)),
+        method=method or ("judge" if judge is not None else "medoid" if embedder is not None else "majority"),
+        judge=judge,
+        embedder=embedder,
+        **_fields(options),
+    )
 
 
 def embed(
@@ -77,7 +104,11 @@ def score(
     return structs.replace(how, priority=priority or how.priority)
 
 
-def _fields(options: Options) -> dict[str, Any]:
+def _turns(messages: Sequence[Turn]) -> list[m.ChatMessage]:
+    return [turn if isinstance(turn, m.ChatMessage) else m.ChatMessage(**turn) for turn in messages]
+
+
+def _fields(options: Decoding) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if "stop" in fields:
         fields["stop"] = [fields["stop"]] if isinstance(fields["stop"], str) else list(fields["stop"])

@@ -20,7 +20,7 @@ from h2qd.wire.names import shown
 GROUPS = (
     ("Look", ("status", "ps", "top", "models", "show", "explain", "plan", "events")),
     ("Models", ("load", "unload", "switch", "pin", "unpin", "import", "rm")),
-    ("Text", ("infer", "chat", "sessions", "embed", "score", "tokenize", "detokenize", "batch", "cancel")),
+    ("Text", ("infer", "chat", "swarm", "sessions", "embed", "score", "tokenize", "detokenize", "batch", "cancel")),
     ("Daemon", ("doctor", "config", "version")),
     ("Tool", ("completion", "help")),
 )
@@ -126,18 +126,19 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
     """The options of every verb. They have no defaults here: those given before the verb must stand."""
     parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the daemon's socket")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, default=argparse.SUPPRESS, help="give up after this long"
+        "--timeout", metavar="SECONDS", type=seconds, default=argparse.SUPPRESS, help="give up after this long"
     )
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="the daemon's reply as JSON, untouched"
     )
 
 
-def _seconds(argument: str) -> float:
-    seconds = float(argument)
-    if not 0 < seconds < math.inf:
+def seconds(argument: str) -> float:
+    """A time to wait. Raises ArgumentTypeError."""
+    number = float(argument)
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"cannot wait {argument} seconds: give a number above 0")
-    return seconds
+    return number
 
 
 class _Overview(argparse.Action):

@@ -1,4 +1,4 @@
-"""The options of `infer` and `chat`: declared once, and turned into what the client takes.
+"""The options of `infer`, `chat` and `swarm`: declared once, and turned into what the client takes.
 
 Ranges are the daemon's to judge. A grammar or schema is read from a file here: the daemon may see other files.
 """
@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from h2qctl.asks import Options
+from h2qctl.asks import Decoding, Options
 from h2qctl.errors import H2qError
 from h2qd.wire.messages import Overflow, Priority
 from h2qd.wire.names import shown
@@ -25,25 +25,30 @@ _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
-    parser.add_argument(
-        "--priority",
-        choices=get_args(Priority),
-        help="who goes first of those who wait, and is given up last when memory runs out (normal)",
-    )
+    """Add the options of one model's answer."""
     parser.add_argument(
         "--session", metavar="NAME", help="go on from what is kept of this conversation, and keep it again"
-    )
-    parser.add_argument(
-        "--overflow",
-        choices=get_args(Overflow),
-        help="a text that outgrows the context is refused, loses its middle, or lets its oldest tokens go (refuse)",
     )
     parser.add_argument(
         "--logprobs",
         type=int,
         metavar="N",
         help="how likely each token was, and the N likeliest ones; a table on stderr, after the text",
+    )
+    decoding_arguments(parser)
+
+
+def decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how any answer is made."""
+    parser.add_argument(
+        "--priority",
+        choices=get_args(Priority),
+        help="who goes first of those who wait, and is given up last when memory runs out (normal)",
+    )
+    parser.add_argument(
+        "--overflow",
+        choices=get_args(Overflow),
+        help="a text that outgrows the context is refused, loses its middle, or lets its oldest tokens go (refuse)",
     )
     parser.add_argument(
         "--no-speculate",
@@ -70,7 +75,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """What the user chose; what was not chosen is None. Raises `H2qError` when a file cannot be read."""
-    return Options(
+    return Options(**decoding(args), window=None, session=args.session, logprobs=args.logprobs)
+
+
+def decoding(args: argparse.Namespace) -> Decoding:
+    """What the user chose of how any answer is made. Raises `H2qError` when a file cannot be read."""
+    return Decoding(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
@@ -85,9 +95,7 @@ def options(args: argparse.Namespace) -> Options:
         grammar=_contents(args.grammar),
         json_schema=_contents(args.json_schema),
         priority=args.priority,
-        session=args.session,
         overflow=args.overflow,
-        logprobs=args.logprobs,
         speculate=args.speculate,
     )
 

@@ -34,7 +34,8 @@ class Call:
 
     `name` is what people call it: `ps` shows it, `cancel` takes it, the log carries it. It stays while the number
     changes, which it does when another model is asked: `fallbacks` are those left to ask, `until` when all must end.
-    A request that a worker serves carries its `order` from the start, and the worker's `result` at the end.
+    A request that a worker serves carries its `order` from the start, and the worker's `result` at the end. A part of
+    another call has `on_end`, which hears its reply or error in the client's place.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Call:
     result: Result | None = None
     granted: float = 0.0
     prefilled: float = 0.0
+    on_end: Callable[[Struct], None] | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -107,11 +109,21 @@ class Calls:
         if len(mine) >= REQUESTS_PER_CLIENT_MAX:
             text = f"cannot take more than {REQUESTS_PER_CLIENT_MAX} requests of one client at a time"
             raise WireError("too_many_requests", text, request.id)
+        call = self._new(client, request.id, request.op)
+        self._by_id.setdefault(client.number, {})[request.id] = call
+        return call
+
+    def part(self, whole: Call, place: int, op: str, on_end: Callable[[Struct], None]) -> Call:
+        """A call that a call makes on its own behalf: `on_end` hears what it ends with, and its client nothing."""
+        call = self._new(whole.client, whole.message_id, op)
+        call.name, call.on_end = f"{whole.name}.{place}", on_end
+        return call
+
+    def _new(self, client: Client, message_id: int, op: str) -> Call:
         self._numbers += 1
         now = time.monotonic()
-        call = Call(self._numbers, f"r{self._numbers}", client, request.id, request.op, now, spoke_at=now)
+        call = Call(self._numbers, f"r{self._numbers}", client, message_id, op, now, spoke_at=now)
         self._calls[call.number] = call
-        self._by_id.setdefault(client.number, {})[request.id] = call
         return call
 
     def renumber(self, call: Call) -> None:
@@ -145,6 +157,10 @@ class Calls:
     def _end(self, call: Call, kind: Kind, body: Struct, outcome: str) -> None:
         if call.ended:
             raise AssertionError(f"request {call.name} was answered twice")
+        if call.on_end is not None:
+            self._close(call, outcome)
+            call.on_end(body)
+            return
         frames = response_frames(call.message_id, kind, body)  # if this cannot be encoded, another answer can
         self._close(call, outcome)  # before sending: a client found gone by this very send has one call less
         if self.server is not None:
@@ -153,10 +169,11 @@ class Calls:
     def _close(self, call: Call, outcome: str) -> None:
         call.ended = True
         del self._calls[call.number]
-        mine = self._by_id[call.client.number]
-        del mine[call.message_id]
-        if not mine:
-            del self._by_id[call.client.number]
+        if call.on_end is None:
+            mine = self._by_id[call.client.number]
+            del mine[call.message_id]
+            if not mine:
+                del self._by_id[call.client.number]
         level = log.debug if call.op.startswith(_QUIET) else log.info
         level(
             "request.ended",
@@ -192,7 +209,7 @@ class Calls:
 
     def _send(self, call: Call, kind: Kind, body: Struct) -> None:
         call.spoke_at = time.monotonic()
-        if self.server is not None:
+        if self.server is not None and call.on_end is None:
             self.server.send(call.client, response_frames(call.message_id, kind, body))
 
     # --- clients that go --------------------------------------------------------------------------

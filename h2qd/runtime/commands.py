@@ -28,6 +28,7 @@ from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.server import Client, Server
 from h2qd.runtime.streams import TextOutlet
 from h2qd.runtime.supervisor import Supervisor
+from h2qd.runtime.swarm import Swarms, checked
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
 from h2qd.wire.catalogue import CATALOGUE, Access
@@ -125,6 +126,7 @@ class Commands:
         self._deadline_s = deadline_s
         self._fallbacks = fallbacks
         self._jobs = Jobs(calls)
+        self._swarms = Swarms(supervisor, calls, self._begin)
         self._handlers: dict[str, _Handler] = {
             "session.hello": self._hello,
             "daemon.status": lambda call, _: calls.reply(call, surroundings.status()),
@@ -146,6 +148,7 @@ class Commands:
             "model.unpin": lambda call, ask: self._pin(call, ask, pinned=False),
             "infer.text": self._infer,
             "infer.chat": self._chat,
+            "infer.swarm": self._swarm,
             "infer.embed": self._embed,
             "infer.score": self._score,
             "text.tokenize": self._tokenize,
@@ -171,8 +174,12 @@ class Commands:
             server.refuse(client, request.id, error)
             return
         call.deadline = None if request.deadline_ms is None else call.arrived + request.deadline_ms / 1000
+        self._begin(call, decoded)
+
+    def _begin(self, call: Call, ask: m.Ask) -> None:
+        """Have a call handled: it is answered, or will be."""
         try:
-            self._handlers[request.op](call, decoded)
+            self._handlers[call.op](call, ask)
         except Refusal as refusal:
             self._calls.error(call, refusal.fault)
         except Exception:  # our defect must cost this request only
@@ -355,7 +362,9 @@ class Commands:
             call.deadline = call.arrived + self._deadline_s
         call.until = call.deadline
         call.asked = model or self._supervisor.state.active or ""
-        call.fallbacks = self._fallbacks.get(call.asked, ())
+        call.fallbacks = (
+            self._fallbacks.get(call.asked, ()) if call.on_end is None else ()
+        )  # a part: this one or none
         try:
             self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
         except Refusal as refusal:
@@ -385,6 +394,12 @@ class Commands:
 
     def _chat(self, call: Call, ask: m.Chat) -> None:
         self._text(call, ask, orders.chat(call.number, call.client.uid, ask))
+
+    def _swarm(self, call: Call, ask: m.Swarm) -> None:
+        for name in (ask.judge, ask.embedder):
+            if name is not None:
+                self._known(name)
+        self._jobs.begin(call, self._swarms.answer(call, checked(ask)))
 
     def _embed(self, call: Call, ask: m.Embed) -> None:
         self._work(call, ask.model, ask.priority, orders.embed(call.number, ask))

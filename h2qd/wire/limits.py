@@ -49,6 +49,9 @@ LAYERS_MAX = 1024
 LOGPROBS_MAX = 20
 """Of the likeliest tokens, told for each token of an answer."""
 
+SWARM_MODELS_MAX = 16
+"""Models that one request asks the same."""
+
 TEXTS_MAX = 64
 """Texts that one request turns into vectors."""
 

@@ -29,6 +29,9 @@ Overflow = Literal["refuse", "truncate", "shift"]
 """What becomes of a text that outgrows the context: an error; its middle is left out; the oldest tokens make room for
 new ones while the answer grows."""
 
+Method = Literal["none", "majority", "judge", "medoid"]
+"""How one answer is made of several."""
+
 SessionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 LayerCounts = Annotated[list[Count], Meta(max_length=limits.LAYERS_MAX)]
@@ -64,7 +67,8 @@ class ErrorReply(Say, frozen=True):
 class Progress(Say, frozen=True):
     """A request is alive. Sent when its phase changes, and when nothing else was said of it for `HEARTBEAT_MS`.
 
-    `phase`: queued, draining, unloading, loading, inspecting, prefill, decode. `fraction` is 0..1 where known.
+    `phase`: queued, draining, unloading, loading, inspecting, prefill, decode; of a swarm asking, judging, comparing.
+    `fraction` is 0..1 where known: of a swarm, how many of its models are done.
     """
 
     phase: str
@@ -551,26 +555,34 @@ class Sampling(Ask, frozen=True):
     json_schema: Grammar | None = None
 
 
-class Generation(Sampling, frozen=True):
-    """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`.
+class Decoding(Sampling, frozen=True):
+    """How an answer is made: its tokens, its length, its turn. What all that asks for text shares.
 
     `priority` orders those who wait, and who is given up first when the device runs out of memory; for a higher one
-    a running request of a lower one gives its slot up and goes on later. `session`: go on from what the cache holds
-    of this conversation, and keep it there across unloads. `logprobs`: tell each token's log-probability, and those
-    of so many of the likeliest. `speculate`: guess tokens from the text so far, where that is faster.
+    a running request of a lower one gives its slot up and goes on later. `speculate`: guess tokens from the text so
+    far, where that is faster.
     """
 
-    model: Name | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=limits.TOKENS_MAX)] = 512
     stop: Annotated[list[Stop], Meta(max_length=limits.STOPS_MAX)] = []
     ignore_eos: bool = False
-    stream: bool = False
     priority: Priority = "normal"
+    overflow: Overflow = "refuse"
+    speculate: bool = True
+
+
+class Generation(Decoding, frozen=True):
+    """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`.
+
+    `session`: go on from what the cache holds of this conversation, and keep it there across unloads. `logprobs`:
+    tell each token's log-probability, and those of so many of the likeliest.
+    """
+
+    model: Name | None = None
+    stream: bool = False
     window: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)] = limits.CHUNK_WINDOW_DEFAULT
     session: SessionName | None = None
-    overflow: Overflow = "refuse"
     logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS_MAX)] | None = None
-    speculate: bool = True
 
 
 class Infer(Generation, frozen=True, kw_only=True):
@@ -662,6 +674,67 @@ class Answer(Say, frozen=True):
     seed: int
     logprobs: list[TokenLogprob] = []
     instead_of: str = ""
+
+
+class Swarm(Decoding, frozen=True, kw_only=True):
+    """Ask several models the same, either `prompt` or `messages`, and make one answer of theirs.
+
+    Those that are resident are asked at once, then the others one after another. Each has `deadline_ms` from its turn
+    on, its load included. `method`: none (only the answers); majority (what most say, but for case, blanks and
+    punctuation around words, by the first 8,000 characters); judge (the model `judge` chooses); medoid (the answer
+    nearest to all others by the vectors of the model `embedder`). Judge and embedder are not asked where all say the
+    same; where they fail the majority counts, and the reply says so.
+    """
+
+    models: Annotated[list[Name], Meta(min_length=1, max_length=limits.SWARM_MODELS_MAX)]
+    prompt: Prompt | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES_MAX)] | None = None
+    deadline_ms: Annotated[int, Meta(ge=1, le=limits.DEADLINE_MS_MAX)] | None = None
+    method: Method = "majority"
+    judge: Name | None = None
+    embedder: Name | None = None
+
+
+class SwarmRow(Say, frozen=True):
+    """What one model of a swarm answered, or with `ok` false its `error`; the fields are those of an answer."""
+
+    model: str
+    ok: bool
+    text: str = ""
+    finish: str = ""
+    usage: Usage | None = None
+    timings: Timings | None = None
+    seed: int | None = None
+    instead_of: str = ""
+    error: ErrorReply | None = None
+
+
+class Consensus(Say, frozen=True):
+    """One answer out of several. `method` is how it was found in the end, `note` why that is not as asked for.
+
+    `models` gave this answer, `votes` of them; `text` is as the first of them put it, or as it was chosen.
+    `agreement`, 0..1, is the share of votes among those who answered; of a medoid, its mean cosine with the others.
+    """
+
+    method: Method
+    text: str
+    models: list[str]
+    agreement: float
+    votes: int
+    note: str = ""
+
+
+class SwarmAnswer(Say, frozen=True):
+    """What came of a swarm: a row for each model, in the order asked, and their consensus, unless `method` is none.
+
+    `loads`: how many models were loaded for it.
+    """
+
+    request: str
+    answers: list[SwarmRow]
+    consensus: Consensus | None
+    loads: int
+    total_ms: float
 
 
 class Embed(Ask, frozen=True, kw_only=True):

@@ -177,6 +177,32 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
     ("text.detokenize", "text.detokenize", "all fields", m.Detokenize(tokens=[2, 262_143], model="tiny")),
     ("sessions.list", "sessions.list", "no fields", m.Empty()),
     ("sessions.remove", "sessions.remove", "all fields", m.OfSession(session="trip-2", model="tiny")),
+    (
+        "infer.swarm",
+        "infer.swarm",
+        "a prompt, and a judge",
+        m.Swarm(
+            models=["gemma3:270m", "tiny"],
+            prompt="Größe?",
+            max_tokens=16,
+            stop=["\n"],
+            priority="low",
+            deadline_ms=30_000,
+            method="judge",
+            judge="gemma3:270m",
+        ),
+    ),
+    (
+        "infer.swarm.medoid",
+        "infer.swarm",
+        "a conversation, and an embedder",
+        m.Swarm(
+            models=["gemma3:270m", "tiny", "lab/large"],
+            messages=[m.ChatMessage(role="user", content="Hi")],
+            method="medoid",
+            embedder="minilm",
+        ),
+    ),
 ]
 
 REPLIES: list[tuple[str, str, m.Say]] = [
@@ -503,6 +529,52 @@ REPLIES: list[tuple[str, str, m.Say]] = [
     ),
     ("request.cancel", "it was passed on", m.Cancelled(request="r42")),
     ("events.watch", "the stream ended", m.EventsEnd(seq=ID_MAX)),
+    (
+        "infer.swarm",
+        "one answered, one failed, and the judge too",
+        m.SwarmAnswer(
+            request="r48",
+            answers=[
+                m.SwarmRow(
+                    model="tiny",
+                    ok=True,
+                    text=" 1,70 m",
+                    finish="stop",
+                    usage=m.Usage(prompt_tokens=3, completion_tokens=5),
+                    timings=m.Timings(
+                        queue_ms=0.5,
+                        prefill_ms=10.25,
+                        first_token_ms=12.5,
+                        decode_ms=50.0,
+                        total_ms=75.5,
+                        tokens_per_s=80.0,
+                    ),
+                    seed=7,
+                    instead_of="gemma3:270m",
+                ),
+                m.SwarmRow(
+                    model="lab/large",
+                    ok=False,
+                    error=m.ErrorReply(
+                        code="deadline_exceeded",
+                        message="cannot finish the request: its deadline passed",
+                        hint="raise the deadline",
+                        request="r48.2",
+                    ),
+                ),
+            ],
+            consensus=m.Consensus(
+                method="majority",
+                text=" 1,70 m",
+                models=["tiny"],
+                agreement=1.0,
+                votes=1,
+                note="judge failed: cannot load lab/large",
+            ),
+            loads=1,
+            total_ms=30_075.5,
+        ),
+    ),
 ]
 
 STREAMS: list[tuple[str, str, Kind, m.Say]] = [

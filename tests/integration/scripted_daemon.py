@@ -61,6 +61,18 @@ def answer(text: str = "a b c") -> m.Answer:
     return m.Answer("r7", "gemma3", text, "stop", USAGE, TIMINGS, seed=7)
 
 
+SWARM = m.SwarmAnswer(
+    "r7",
+    [
+        m.SwarmRow("gemma3", ok=True, text=" Paris.\n", finish="stop", usage=USAGE, timings=TIMINGS, seed=7),
+        m.SwarmRow("small", ok=True, text="paris", finish="length", usage=USAGE, timings=TIMINGS, instead_of="large"),
+        m.SwarmRow("broken", ok=False, error=m.ErrorReply("no_fit", "cannot load broken: it needs 6.1 GiB")),
+    ],
+    m.Consensus("majority", " Paris.\n", ["gemma3", "small"], 1.0, 2, "judge failed: it said 'no'"),
+    1,
+    1234.5,
+)
+
 SAMPLES: dict[type[m.Say], m.Say] = {
     type(sample): sample
     for sample in (
@@ -104,6 +116,7 @@ SAMPLES: dict[type[m.Say], m.Say] = {
         answer(),
         m.Embeddings("r7", "gemma3", "mean", 6, [[0.5, -0.25, 0.125, 0.0, 1.0, 1.0]], 5, 0, 0.5, 10, 11),
         m.Scored("r7", "gemma3", 2, -1.5, 2.117, 0.25, 0, LOGPROBS, 0.5, 10, 11),
+        SWARM,
         m.Tokens("gemma3", [14014, 3324], ["Once", " upon"]),
         m.Detokenized("gemma3", "Once upon"),
         m.Sessions([m.SessionRow("trip", "gemma3", 300, 3 << 20, 1_700_000_000_000, os.getuid())], 3 << 20, GIB),

@@ -53,6 +53,7 @@ def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
             client.remove("a"), client.load("a"), client.unload(), client.switch("a"), client.infer("p"),
             client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
             client.top(), client.pin("a"), client.unpin("a"), client.embed("a"), client.score("a"),
+            client.swarm("p", ["a"]),
             client.tokenize("a"), client.detokenize([1]), client.sessions(), client.remove_session("trip"),
         )  # fmt: skip
         assert {type(one) for one in answers} <= set(SAMPLES)

@@ -62,6 +62,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "chat": lambda c: c.chat([{"role": "user", "content": "hi"}]),
     "embed": lambda c: c.embed(["a", "b"]),
     "score": lambda c: c.score("p", context="c", window=128, logprobs=True),
+    "swarm": lambda c: c.swarm("p", ["a", "b"]),
     "tokenize": lambda c: c.tokenize("p", pieces=True, special=True),
     "detokenize": lambda c: c.detokenize([1, 2]),
     "sessions": lambda c: c.sessions(),
@@ -122,6 +123,16 @@ def test_what_was_chosen_arrives_in_its_field(daemon: ScriptedDaemon, client: Cl
     assert daemon.heard("infer.embed").body == m.Embed(
         texts=["one"], normalize=False, overflow="truncate", priority="high"
     )
+    client.swarm("p", ("a", "b"), judge="c", deadline_s=0.5, stop="\n", priority="low")
+    assert daemon.heard("infer.swarm").body == m.Swarm(
+        models=["a", "b"], prompt="p", judge="c", method="judge", deadline_ms=500, stop=["\n"], priority="low"
+    )
+    client.swarm([{"role": "user", "content": "hi"}], ["a"], embedder="c", max_tokens=3)
+    assert daemon.heard("infer.swarm").body == m.Swarm(
+        models=["a"], messages=[m.ChatMessage("user", "hi")], embedder="c", method="medoid", max_tokens=3
+    )
+    client.swarm("p", ["a"], method="none")
+    assert daemon.heard("infer.swarm").body == m.Swarm(models=["a"], prompt="p", method="none")
     client.score("p", "gemma3", window=128)
     assert daemon.heard("infer.score").body == m.Score(text="p", model="gemma3", window=128, priority="low")
     for pin in ("pin", "unpin"):

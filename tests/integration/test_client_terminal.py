@@ -52,7 +52,7 @@ QUICK: dict[str, Sequence[str]] = {
     "top": ["top"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
     "embed": ["embed", "one"], "score": ["score", "one", "--tokens"], "tokenize": ["tokenize", "Once upon"],
     "detokenize": ["detokenize", "14014", "3324"], "sessions": ["sessions"],
-    "sessions rm": ["sessions", "rm", "trip"],
+    "sessions rm": ["sessions", "rm", "trip"], "swarm": ["swarm", "--models", "gemma3,large", "p"],
 }  # fmt: skip
 REPLIES: dict[str, type[m.Say]] = {
     "status": m.Status, "version": m.Version, "config": m.Config, "ps": m.Ps, "models": m.Models, "show": m.Show,
@@ -60,6 +60,7 @@ REPLIES: dict[str, type[m.Say]] = {
     "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
     "top": m.Top, "cancel": m.Cancelled, "infer": m.Answer, "embed": m.Embeddings, "score": m.Scored,
     "tokenize": m.Tokens, "detokenize": m.Detokenized, "sessions": m.Sessions, "sessions rm": m.SessionRemoved,
+    "swarm": m.SwarmAnswer,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from h2qctl import Client, H2qError, turns
 from h2qctl.verbs.embed import portions
 from h2qd.wire import messages as m
 from h2qd.wire.limits import TEXTS_MAX
-from tests.integration.scripted_daemon import GIB, LOGPROBS, SAMPLES, Asked, ScriptedDaemon, answer, scripted
+from tests.integration.scripted_daemon import GIB, LOGPROBS, SAMPLES, SWARM, Asked, ScriptedDaemon, answer, scripted
 from tests.integration.terminal import ENVIRONMENT, Terminal, tool
 
 
@@ -108,6 +108,52 @@ def test_a_score_has_its_tokens_and_figures(daemon: ScriptedDaemon, tmp_path: Pa
     assert daemon.heard("infer.score").body == m.Score(text="Once upon", window=512, logprobs=True)
     assert tool(daemon.path, "score", "-", "--context", "c", stdin="p\n").returncode == 0
     assert daemon.heard("infer.score").body == m.Score(text="p\n", context="c")
+
+
+def test_a_swarm_has_a_row_for_each_model_and_their_answer_last(daemon: ScriptedDaemon) -> None:
+    ran = tool(daemon.path, "swarm", "--models", "gemma3, large,broken", "-", "--deadline", "2", stdin="Capital?")
+    assert ran.returncode == 0, "somebody answered"
+    assert ran.stdout.splitlines() == [
+        "MODEL              STATE   TOKENS  TIME    ANSWER",
+        "gemma3             stop    3       45ms    Paris.",
+        "small (for large)  length  3       45ms    paris",
+        "broken             no_fit  <none>  <none>  cannot load broken: it needs 6.1 GiB",
+        "",
+        "majority: gemma3, small (2 of 2 say so, agreement 100%)",
+        "judge failed: it said 'no'",
+        "",
+        " Paris.",
+    ]
+    assert daemon.heard("infer.swarm").body == m.Swarm(
+        models=["gemma3", "large", "broken"], prompt="Capital?", deadline_ms=2000
+    )
+    words = ["--chat", "--embedder", "minilm", "--max-tokens", "9", "--seed", "1", "--no-speculate"]
+    assert tool(daemon.path, "swarm", "--models", "a,b", "Hi", *words).returncode == 0
+    assert daemon.heard("infer.swarm").body == m.Swarm(
+        models=["a", "b"],
+        messages=[m.ChatMessage("user", "Hi")],
+        method="medoid",
+        embedder="minilm",
+        max_tokens=9,
+        seed=1,
+        speculate=False,
+    )
+
+
+def test_a_swarm_fits_a_terminal_and_fails_where_nobody_answers(daemon: ScriptedDaemon) -> None:
+    loud = msgspec.structs.replace(SWARM.answers[0], text="a \x1b[31mred " + "very " * 50 + "long answer")
+    alone = msgspec.structs.replace(SWARM, answers=[loud], consensus=None)
+    daemon.on["infer.swarm"] = lambda asked: asked.reply(alone)
+    terminal = Terminal("--socket", daemon.path, "swarm", "--models", "a", "--method", "none", "Hi")
+    shown = terminal.until("…")
+    assert terminal.status() == 0
+    rows = [line.rpartition("\x1b[K")[2] for line in shown.splitlines() if "gemma3" in line]
+    assert [len(row) for row in rows] == [80]
+    assert "\\x1b[31mred" in rows[0]
+    daemon.on["infer.swarm"] = lambda asked: asked.error("no_such_model", because=["a: no", "b: no"])
+    ran = tool(daemon.path, "swarm", "--models", "a,b", "Hi")
+    assert (ran.returncode, ran.stdout) == (4, "")
+    assert "because: b: no" in ran.stderr
 
 
 def test_tokens_there_and_back(daemon: ScriptedDaemon) -> None:

@@ -37,7 +37,7 @@ def test_every_verb_takes_the_common_options_on_either_side(name: str) -> None:
     needed = {"show": ["m"], "explain": ["m"], "plan": ["m"], "load": ["m"], "switch": ["m"], "import": ["p"],
               "rm": ["m"], "pin": ["m"], "unpin": ["m"],
               "infer": ["p"], "cancel": ["r"], "completion": ["zsh"], "tokenize": ["t"],
-              "detokenize": ["1"], "batch": ["i"]}.get(name, [])  # fmt: skip
+              "detokenize": ["1"], "batch": ["i"], "swarm": ["--models", "a", "p"]}.get(name, [])  # fmt: skip
     common = ["--socket", "/s", "--timeout", "2.5", "--json"]
     for argv in ([*common, name, *needed], [name, *needed, *common], [*common[:2], name, *common[2:], *needed]):
         _, args = parser.parse(argv)
@@ -124,6 +124,7 @@ def test_all_sampling_options_reach_the_client(tmp_path: Path) -> None:
         "repeat_last_n": 8, "seed": 0, "stop": ["A", "B"], "ignore_eos": True, "logit_bias": {"12": -5.0, "7": 1.0},
         "grammar": None, "json_schema": '{"type": "object"}', "priority": "low",
         "session": "trip", "overflow": "shift", "logprobs": 3, "speculate": False,
+        "window": None,
     }  # fmt: skip
 
 
