@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     overflow: m.Overflow | None
     logprobs: int | None
     speculate: bool | None
+    adapters: Mapping[str, float] | Sequence[m.AdapterUse] | None
 
 
 def import_file(path: str | PathLike[str], name: str | None) -> m.Import:
@@ -83,4 +84,6 @@ def _fields(options: Options) -> dict[str, Any]:
         fields["stop"] = [fields["stop"]] if isinstance(fields["stop"], str) else list(fields["stop"])
     if "logit_bias" in fields:
         fields["logit_bias"] = {str(token): bias for token, bias in fields["logit_bias"].items()}
+    if isinstance(fields.get("adapters"), Mapping):
+        fields["adapters"] = [m.AdapterUse(name, scale) for name, scale in fields["adapters"].items()]
     return fields

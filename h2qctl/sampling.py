@@ -9,7 +9,7 @@ from typing import get_args
 
 from h2qctl.asks import Options
 from h2qctl.errors import H2qError
-from h2qd.wire.messages import Overflow, Priority
+from h2qd.wire.messages import AdapterUse, Overflow, Priority
 from h2qd.wire.names import shown
 
 _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
@@ -52,6 +52,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="do not guess tokens from the text so far",
     )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        type=adapter,
+        metavar="NAME[=SCALE]",
+        help="answer with one of the model's adapters, which show lists (=1); can be repeated",
+    )
     group = parser.add_argument_group("sampling")
     for option, kind, letter, meaning in _NUMBERS:
         group.add_argument(option, type=kind, metavar=letter, help=meaning)
@@ -89,6 +96,7 @@ def options(args: argparse.Namespace) -> Options:
         overflow=args.overflow,
         logprobs=args.logprobs,
         speculate=args.speculate,
+        adapters=args.adapter,
     )
 
 
@@ -101,6 +109,17 @@ def bias(argument: str) -> tuple[str, float]:
     except ValueError:
         pass  # told below, with the form that is wanted
     raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write ID=NUMBER")
+
+
+def adapter(argument: str) -> AdapterUse:
+    """`NAME` or `NAME=SCALE`. Raises ArgumentTypeError."""
+    name, equals, scale = argument.partition("=")
+    try:
+        if name:
+            return AdapterUse(name, float(scale)) if equals else AdapterUse(name)
+    except ValueError:
+        pass  # told below, with the form that is wanted
+    raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write NAME or NAME=NUMBER")
 
 
 def _contents(path: str | None) -> str | None:

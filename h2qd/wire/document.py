@@ -39,6 +39,7 @@ LIMITS = {
     "MESSAGES_MAX": "messages of a conversation",
     "LOGIT_BIAS_MAX": "entries of `logit_bias`",
     "LOGPROBS_MAX": "likeliest tokens told for each token of an answer",
+    "ADAPTERS_USED_MAX": "adapters that one request is answered with",
     "TEXTS_MAX": "texts that one request turns into vectors",
     "TOKENIZE_CHARS_MAX": "a text that is tokenized, in characters, and a list of tokens that becomes text",
     "GRAMMAR_CHARS_MAX": "a grammar or JSON schema",
