@@ -132,7 +132,9 @@ class Worker:
             fault = self._death(status, peak_bytes)
         if self._container is not None:
             self._container.close()
-        log.info(
+        expected = (None, 0, -signal.SIGTERM, -signal.SIGKILL)
+        told = log.info if status in expected else log.warning
+        told(
             "worker.exited",
             worker=self.number,
             pid=self.pid,

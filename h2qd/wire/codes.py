@@ -204,6 +204,20 @@ _TABLE = (
         "the engine failed while it generated",
         "try again; h2qctl explain MODEL",
     ),
+    Code(
+        "remote_failed",
+        EXIT_FAILED,
+        False,
+        "the server that runs the model refused the request, or answered what cannot be understood",
+        "h2qctl explain MODEL; then the server's own log",
+    ),
+    Code(
+        "remote_unreachable",
+        EXIT_BUSY,
+        True,
+        "the server that runs the model cannot be connected to, or broke off",
+        "see that the server runs and that its url is right, then try again",
+    ),
     # Outcomes of a request that was running.
     Code("cancelled", EXIT_INTERRUPTED, False, "the request was cancelled", "nothing to do"),
     Code("deadline_exceeded", EXIT_TIMEOUT, False, "the request's deadline passed", "raise --timeout"),

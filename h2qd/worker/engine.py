@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 from h2qd.wire.codes import CODES
 from h2qd.wire.workers import (
     GenerationFailed,
+    HeldElsewhere,
     Loaded,
     LoadModel,
     Prefilling,
@@ -27,6 +28,9 @@ Said: TypeAlias = Prefilling | Text | Result | GenerationFailed
 
 Progress: TypeAlias = Callable[[float], None]
 """Takes how much is done, 0..1; cheap, may be called as often as an engine likes, from the main thread."""
+
+Aside: TypeAlias = Callable[[HeldElsewhere], None]
+"""Takes what an engine has to say of no request, also while it is idle. From any thread."""
 
 
 class EngineError(Exception):
@@ -67,13 +71,17 @@ class Engine(Protocol):
 
     @property
     def unsaved(self) -> int:
-        """How many sessions the KV cache holds that are newer there than on disk."""
+        """How many sessions the KV cache holds that are newer there than on disk.
+
+        1 for a model that a server on this device holds for this worker.
+        """
         ...
 
-    def save(self) -> SessionsSaved:
+    def save(self) -> SessionsSaved | HeldElsewhere:
         """Write the unsaved sessions to disk. Called when idle, before `park` and before a stop.
 
         A session that cannot be written is forgotten: that costs its next request a prefill. Raises nothing for that.
+        For a model that a server holds: have it let go, and tell what it holds then.
         """
         ...
 
@@ -137,7 +145,11 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(backend: str, beat: Beat) -> Engine:
+def _unheard(_: HeldElsewhere) -> None:
+    """For who does not listen to asides."""
+
+
+def open_engine(backend: str, beat: Beat, aside: Aside = _unheard) -> Engine:
     """A new engine of this kind, not loaded yet. Raises `EngineError` (load_failed): unknown, or not installed."""
     if backend == "llama":
         try:
@@ -159,4 +171,12 @@ def open_engine(backend: str, beat: Beat) -> Engine:
         from h2qd.worker.fake import FakeEngine  # noqa: PLC0415 - only tests ask for it
 
         return FakeEngine(beat)
-    raise EngineError("load_failed", f"this build has no backend {backend!r}: it has llama, torch and fake")
+    if backend in ("ollama", "openai"):
+        try:
+            from h2qd.worker.remote.engine import RemoteEngine  # noqa: PLC0415 - HTTP and TLS are for who speaks them
+        except ImportError as error:
+            raise EngineError("load_failed", "httpcore2, which speaks to servers, is not installed") from error
+        return RemoteEngine(beat, aside)
+    raise EngineError(
+        "load_failed", f"this build has no backend {backend!r}: it has llama, torch, ollama, openai, fake"
+    )

@@ -59,4 +59,6 @@ def _import_binding() -> str:
         raise
     package.__dict__.update({name: value for name, value in vars(binding).items() if not name.startswith("_")})
     found = _VERSION.search(Path(spec.origin).read_text(encoding="utf-8"))
-    return found.group(1) if found else "unknown"
+    version = found.group(1) if found else "unknown"
+    package.__dict__["__version__"] = version
+    return version

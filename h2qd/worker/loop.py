@@ -32,6 +32,7 @@ from h2qd.wire.workers import (
     GenerationFailed,
     Inspected,
     InspectFile,
+    Listed,
     ListModels,
     Loaded,
     LoadFailed,
@@ -53,8 +54,9 @@ from h2qd.wire.workers import (
 )
 from h2qd.worker import journal
 from h2qd.worker.channel import Channel
-from h2qd.worker.engine import Beat, Engine, EngineError, Said, open_engine
+from h2qd.worker.engine import Beat, Engine, EngineError, Progress, Said, open_engine
 from h2qd.worker.inspect import inspect_file
+from h2qd.worker.remote.secret import hide_memory
 
 EXIT_STOPPED = os.EX_OK
 """StopWorker, or a LoadFailed that was said."""
@@ -167,7 +169,9 @@ class Worker:
                 self._preparing = True
                 self._done(inspect_file(path, self._progress, self._beat))
             case ListModels() | PullModel():
-                raise EngineError("load_failed", "this build speaks to no servers yet")
+                self._preparing = True
+                hide_memory()
+                self._done(_ask_server(order, self._progress, self._beat))
             case Generate() | EmbedTexts() | ScoreText() | TokenizeText() | DetokenizeTokens():
                 self._submit(order)
             case ForgetSession(session):
@@ -195,7 +199,9 @@ class Worker:
         if self._engine is not None:
             raise EngineError("load_failed", "cannot load a second model: a worker holds one")
         self._preparing = True
-        self._engine = open_engine(order.backend, self._beat)
+        if order.remote is not None:
+            hide_memory()
+        self._engine = open_engine(order.backend, self._beat, self._say)
         self._done(self._engine.load(order, self._progress))
 
     def _park(self) -> None:
@@ -217,7 +223,7 @@ class Worker:
         self._parked = False
         self._done(loaded)
 
-    def _done(self, prepared: Loaded | Inspected) -> None:
+    def _done(self, prepared: Loaded | Inspected | Listed) -> None:
         """Say it as no longer busy: who hears it may ask at once."""
         self._preparing = False
         self._say(prepared)
@@ -265,6 +271,15 @@ class Worker:
             self._channel.send(message)
         except OSError:  # also inside a native library's callback, where an exception would get lost
             os._exit(EXIT_ORPHANED)
+
+
+def _ask_server(order: ListModels | PullModel, progress: Progress, beat: Beat) -> Listed:
+    """What a server has. Raises `EngineError`."""
+    try:
+        from h2qd.worker.remote.engine import ask_server  # noqa: PLC0415 - HTTP and TLS are for who speaks them
+    except ImportError as error:
+        raise EngineError("load_failed", "httpcore2, which speaks to servers, is not installed") from error
+    return ask_server(order, beat, progress)
 
 
 class _Requests:

@@ -427,10 +427,10 @@ def test_requests_for_vectors_share_passes(bert: Any) -> None:
     heard = run(bert, *(EmbedTexts(request, texts) for request in range(4)))
     for request in range(4):
         np.testing.assert_allclose(end_of(heard, request).vectors, alone, atol=1e-4)
-    for request in range(4):
+    for request in range(8):  # twice as many as there are slots
         bert.submit(EmbedTexts(request, texts))
     with pytest.raises(EngineError) as caught:
-        bert.submit(EmbedTexts(5, texts))
+        bert.submit(EmbedTexts(8, texts))
     assert caught.value.code == "queue_full"
     run(bert)
 

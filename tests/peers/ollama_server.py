@@ -1,0 +1,267 @@
+"""Ollama's API as a peer: what OLLAMA.md lists, checked against its source. Its text and memory are pretended."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from tests.peers.http_server import HttpServer, Request, Response
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Model:
+    """A model on the server's disk."""
+
+    name: str
+    size: int = 300 * MIB
+    size_vram: int = 0
+    capabilities: list[str] = field(default_factory=lambda: ["completion"])
+    context_length: int = 2048
+    load_s: float = 0.0
+
+
+@dataclass
+class Loaded:
+    model: Model
+    num_ctx: int
+    expires: asyncio.TimerHandle | None = None
+    users: int = 0
+    keep_s: float = 300.0
+
+    @property
+    def forever(self) -> bool:
+        return self.keep_s < 0
+
+
+class OllamaServer(HttpServer):
+    """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them."""
+
+    def __init__(self, *models: Model, **options: Any) -> None:
+        super().__init__(**options)
+        self.models = {model.name: model for model in models or (Model("gemma3:latest"),)}
+        self.loaded: dict[str, Loaded] = {}
+        self.words = ["tok0 ", "tok1 ", "tok2 ", "tok3 "]
+        self.word_s = 0.0
+        self.loads = 0
+        self.midway: tuple[int, Any] | None = None
+
+    async def handle(self, request: Request, response: Response) -> None:
+        known = {
+            ("GET", "/api/version"): self._version,
+            ("GET", "/api/tags"): self._tags,
+            ("GET", "/api/ps"): self._ps,
+            ("POST", "/api/show"): self._show,
+            ("POST", "/api/generate"): self._generate,
+            ("POST", "/api/chat"): self._generate,
+            ("POST", "/api/embed"): self._embed,
+            ("POST", "/api/pull"): self._pull,
+        }
+        handler = known.get((request.method, request.path))
+        if handler is None:
+            await response.whole(404, b"404 page not found")
+        else:
+            await handler(request, response)
+
+    def expire(self, name: str) -> None:
+        """As if somebody ran `ollama stop`."""
+        self.call(lambda: self.loaded.pop(name, None))
+
+    # --- what there is --------------------------------------------------------------------------------
+
+    async def _version(self, _: Request, response: Response) -> None:
+        await response.whole(200, {"version": "0.12.6"})
+
+    async def _tags(self, _: Request, response: Response) -> None:
+        models = [
+            {
+                "name": model.name,
+                "model": model.name,
+                "modified_at": "2026-01-01T00:00:00Z",
+                "size": model.size,
+                "digest": "ab" * 32,
+                "details": {
+                    "parent_model": "",
+                    "format": "gguf",
+                    "family": "gemma3",
+                    "families": ["gemma3"],
+                    "parameter_size": "268.10M",
+                    "quantization_level": "Q4_K_M",
+                    "context_length": model.context_length,
+                },
+                "capabilities": model.capabilities,
+            }
+            for model in self.models.values()
+        ]
+        await response.whole(200, {"models": models})
+
+    async def _ps(self, _: Request, response: Response) -> None:
+        models = [
+            {
+                "name": name,
+                "model": name,
+                "size": one.model.size,
+                "digest": "ab" * 32,
+                "details": {"family": "gemma3"},
+                "expires_at": "2318-01-01T00:00:00Z" if one.forever else "2026-01-01T00:05:00Z",
+                "size_vram": one.model.size_vram,
+                "context_length": one.num_ctx,
+            }
+            for name, one in self.loaded.items()
+        ]
+        await response.whole(200, {"models": models})
+
+    async def _show(self, request: Request, response: Response) -> None:
+        model = self._find(request)
+        if model is None:
+            await response.whole(404, {"error": f"model '{request.json['model']}' not found"})
+            return
+        info = {"general.architecture": "gemma3", "gemma3.context_length": model.context_length}
+        await response.whole(200, {"details": {}, "model_info": info, "capabilities": model.capabilities})
+
+    # --- what it does ---------------------------------------------------------------------------------
+
+    async def _generate(self, request: Request, response: Response) -> None:
+        body = request.json
+        model = self._find(request)
+        if model is None:
+            await response.whole(404, {"error": f"model '{body['model']}' not found"})
+            return
+        chat = request.path == "/api/chat"
+        empty = not body.get("messages") if chat else not body.get("prompt")
+        if empty and body.get("keep_alive") == 0:
+            self._expire_when_idle(model)
+            await response.whole(200, self._line(model, chat, "", done=True, done_reason="unload"))
+            return
+        if "completion" not in model.capabilities:
+            await response.whole(400, {"error": f'"{model.name}" does not support generate'})
+            return
+        if body.get("think") and "thinking" not in model.capabilities:
+            await response.whole(400, {"error": f'"{model.name}" does not support thinking'})
+            return
+        loaded = await self._schedule(model, body)
+        if empty:
+            await response.whole(200, self._line(model, chat, "", done=True, done_reason="load"))
+            return
+        prompt = body["prompt"] if not chat else " ".join(turn["content"] for turn in body["messages"])
+        if body.get("truncate") is False and len(prompt.split()) > loaded.num_ctx:
+            await response.whole(400, {"error": "the input length exceeds the context length"})
+            return
+        loaded.users += 1
+        try:
+            await self._stream(model, body, prompt, chat, response)
+        finally:
+            loaded.users -= 1
+            self._rest(loaded)
+
+    async def _stream(self, model: Model, body: dict[str, Any], prompt: str, chat: bool, response: Response) -> None:
+        options = body.get("options", {})
+        limit = options.get("num_predict", -1)
+        words = self.words if limit < 0 else self.words[:limit]
+        await response.begin("application/x-ndjson")
+        start = time.monotonic_ns()
+        for n, word in enumerate(words):
+            if self.midway is not None and self.midway[0] == n:
+                await self.midway[1](body, response)
+                return
+            if self.word_s:
+                await asyncio.sleep(self.word_s)
+            extra: dict[str, Any] = {}
+            if body.get("logprobs"):
+                others = [
+                    {"token": f"alt{k}", "logprob": -1.5 - k, "bytes": [97]} for k in range(body["top_logprobs"])
+                ]
+                extra["logprobs"] = [{"token": word, "logprob": -0.5, "bytes": [1], "top_logprobs": others}]
+            await response.chunk(msgspec.json.encode(self._line(model, chat, word, done=False, **extra)) + b"\n")
+        last = self._line(
+            model,
+            chat,
+            "",
+            done=True,
+            done_reason="length" if 0 <= limit < len(self.words) else "stop",
+            total_duration=time.monotonic_ns() - start,
+            load_duration=1_000_000,
+            prompt_eval_count=len(prompt.split()),
+            prompt_eval_duration=2_000_000,
+            eval_count=len(words),
+            eval_duration=4_000_000,
+        )
+        await response.chunk(msgspec.json.encode(last) + b"\n")
+        await response.end()
+
+    def _line(self, model: Model, chat: bool, text: str, **fields: Any) -> dict[str, Any]:
+        said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
+        return {"model": model.name, "created_at": "2026-01-01T00:00:00Z", **said, **fields}
+
+    async def _embed(self, request: Request, response: Response) -> None:
+        body = request.json
+        model = self._find(request)
+        if model is None:
+            await response.whole(404, {"error": f"model '{body['model']}' not found"})
+            return
+        loaded = await self._schedule(model, body)
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        if body.get("truncate") is False and any(len(text.split()) > loaded.num_ctx for text in texts):
+            await response.whole(400, {"error": "the input length exceeds the context length"})
+            return
+        vectors = [[0.6, 0.8, 0.0, float(n == -1)] for n in range(len(texts))]
+        count = sum(len(text.split()) for text in texts)
+        await response.whole(200, {"model": model.name, "embeddings": vectors, "prompt_eval_count": count})
+
+    async def _pull(self, request: Request, response: Response) -> None:
+        name = request.json["model"]
+        await response.begin("application/x-ndjson")
+        lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
+        if name.startswith("absent"):
+            lines.append({"error": "pull model manifest: file does not exist"})
+        else:
+            for digest, total in (("sha256:aa", 1000), ("sha256:bb", 200)):
+                lines.append({"status": f"pulling {digest}", "digest": digest, "total": total})
+                lines += [
+                    {"status": f"pulling {digest}", "digest": digest, "total": total, "completed": done}
+                    for done in (total // 2, total)
+                ]
+            lines += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
+            self.models[name] = Model(name)
+        for line in lines:
+            await response.chunk(msgspec.json.encode(line) + b"\n")
+            await asyncio.sleep(0.06)
+        await response.end()
+
+    # --- its memory -----------------------------------------------------------------------------------
+
+    def _find(self, request: Request) -> Model | None:
+        name = request.json["model"].lower()
+        return self.models.get(name if ":" in name else f"{name}:latest")
+
+    async def _schedule(self, model: Model, body: dict[str, Any]) -> Loaded:
+        """Loaded with these options; other options load it anew."""
+        num_ctx = min(body.get("options", {}).get("num_ctx", 4096), model.context_length)
+        loaded = self.loaded.get(model.name)
+        if loaded is None or loaded.num_ctx != num_ctx:
+            await asyncio.sleep(model.load_s)
+            self.loads += 1
+            loaded = self.loaded[model.name] = Loaded(model, num_ctx)
+        loaded.keep_s = body.get("keep_alive", 300)
+        self._rest(loaded)
+        return loaded
+
+    def _rest(self, loaded: Loaded) -> None:
+        """Unused from now on: it goes after keep_alive, at once when that is 0, and never when it is below."""
+        if loaded.expires is not None:
+            loaded.expires.cancel()
+            loaded.expires = None
+        if loaded.keep_s >= 0 and not loaded.users:
+            loaded.expires = asyncio.get_running_loop().call_later(loaded.keep_s, self._drop, loaded)
+
+    def _expire_when_idle(self, model: Model) -> None:
+        """One in use goes when it is not any more."""
+        if (loaded := self.loaded.get(model.name)) is not None:
+            loaded.keep_s = 0
+            self._rest(loaded)
+
+    def _drop(self, loaded: Loaded) -> None:
+        self.loaded = {name: one for name, one in self.loaded.items() if one is not loaded}
