@@ -37,7 +37,7 @@ def write_adapter(
             continue
         columns, rows, *experts = tensor.shape
         for half, shape in (("a", (*experts, RANK, columns)), ("b", (*experts, rows, RANK))):
-            data = numbers.standard_normal(shape).astype(np.float32 if matrices == Type.F32 else np.float16) * size
+            data = (numbers.standard_normal(shape) * size).astype(np.float32 if matrices == Type.F32 else np.float16)
             writer.add_tensor(f"{tensor.name}.lora_{half}", data, raw_dtype=matrices)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -125,7 +125,7 @@ class Context:
 
     # --- what is kept -------------------------------------------------------------------------------
 
-    def reusable(self, cache: Cache, prompt: Sequence[int], adapters: Used, *, exact: bool) -> int:
+    def reusable(self, cache: Cache, prompt: Sequence[int], adapters: Used = NONE, *, exact: bool) -> int:
         """How many of the first tokens of `prompt` the cache can serve; never the last one: its logits are wanted.
 
         None that other adapters computed.
