@@ -43,6 +43,7 @@ class Options(Decoding, total=False):
     window: int | None
     session: str | None
     logprobs: int | None
+    adapters: Mapping[str, float] | Sequence[m.AdapterUse] | None
 
 
 def import_file(path: str | PathLike[str], name: str | None) -> m.Import:
@@ -114,4 +115,6 @@ def _fields(options: Decoding) -> dict[str, Any]:
         fields["stop"] = [fields["stop"]] if isinstance(fields["stop"], str) else list(fields["stop"])
     if "logit_bias" in fields:
         fields["logit_bias"] = {str(token): bias for token, bias in fields["logit_bias"].items()}
+    if isinstance(fields.get("adapters"), Mapping):
+        fields["adapters"] = [m.AdapterUse(name, scale) for name, scale in fields["adapters"].items()]
     return fields

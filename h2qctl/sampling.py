@@ -9,7 +9,7 @@ from typing import get_args
 
 from h2qctl.asks import Decoding, Options
 from h2qctl.errors import H2qError
-from h2qd.wire.messages import Overflow, Priority
+from h2qd.wire.messages import AdapterUse, Overflow, Priority
 from h2qd.wire.names import shown
 
 _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
@@ -26,6 +26,13 @@ _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of one model's answer."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        type=adapter,
+        metavar="NAME[=SCALE]",
+        help="answer with one of the model's adapters, which show lists (=1); can be repeated",
+    )
     parser.add_argument(
         "--session", metavar="NAME", help="go on from what is kept of this conversation, and keep it again"
     )
@@ -75,7 +82,7 @@ def decoding_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """What the user chose; what was not chosen is None. Raises `H2qError` when a file cannot be read."""
-    return Options(**decoding(args), window=None, session=args.session, logprobs=args.logprobs)
+    return Options(**decoding(args), window=None, session=args.session, logprobs=args.logprobs, adapters=args.adapter)
 
 
 def decoding(args: argparse.Namespace) -> Decoding:
@@ -109,6 +116,17 @@ def bias(argument: str) -> tuple[str, float]:
     except ValueError:
         pass  # told below, with the form that is wanted
     raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write ID=NUMBER")
+
+
+def adapter(argument: str) -> AdapterUse:
+    """`NAME` or `NAME=SCALE`. Raises ArgumentTypeError."""
+    name, equals, scale = argument.partition("=")
+    try:
+        if name:
+            return AdapterUse(name, float(scale)) if equals else AdapterUse(name)
+    except ValueError:
+        pass  # told below, with the form that is wanted
+    raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write NAME or NAME=NUMBER")
 
 
 def _contents(path: str | None) -> str | None:

@@ -25,6 +25,7 @@ from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import remotes, views
 from h2qd.runtime.accelerators import Accelerators
+from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
@@ -78,6 +79,7 @@ class Daemon:
         self._pid = os.getpid()
         self._missing: dict[str, m.ModelRow] = {}
         self._manifests: dict[str, Manifest] = {}
+        self._adapters = Adapters.of(config)
         self._meter = ThreadPoolExecutor(1, "meter")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._registry = registry
@@ -112,6 +114,7 @@ class Daemon:
                 _quantize(config),
                 remotes.targets(config.remotes),
             ),
+            self._adapters,
         )
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)
@@ -153,6 +156,7 @@ class Daemon:
             self._missing,
             Surroundings(reports.status, reports.version, reports.config, reports.doctor, reports.top),
             self._access,
+            self._adapters,
             config.requests.deadline_s,
             {name: model.fallback for name, model in config.models.items()},
         )
@@ -308,7 +312,8 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        shape = shape_of(manifest.facts, _quantize(self._config).get(manifest.name, ""))
+        quantize = _quantize(self._config).get(manifest.name, "")
+        shape = shape_of(manifest.facts, quantize, self._adapters.size_bytes(manifest.name))
         traits = _traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))

@@ -48,5 +48,6 @@ def lines(show: m.Show) -> list[str]:
             ("context", f"{show.ctx} tokens, of at most {said.context_length}"),
             ("sliding window", f"{said.sliding_window} tokens" if said.sliding_window else None),
             ("chat template", text.yes(said.chat_template)),
+            ("adapters", ", ".join(f"{row.name} ({text.size(row.size_bytes)})" for row in show.adapters)),
         ]
     )

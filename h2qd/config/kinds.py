@@ -8,6 +8,7 @@ so files, variables and options follow the same rules. `parse` raises `ValueErro
 import os
 import pwd
 import re
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -361,6 +362,42 @@ class NameList(msgspec.Struct, frozen=True):
     def show(self, value: tuple[str, ...]) -> list[str]:
         """The names as they were named."""
         return list(value)
+
+
+class AdapterList(msgspec.Struct, frozen=True):
+    """A list of adapters of a model, each as name=path."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "list of name=path"
+
+    @property
+    def item_words(self) -> str:
+        """One item in words."""
+        return "name=path"
+
+    def located(self, text: str, folder: str) -> str:
+        """An item whose relative path starts at `folder`."""
+        name, equals, path = text.partition("=")
+        return f"{name}={Path(folder).absolute() / path}" if equals and path else text
+
+    def parse(self, text: str) -> tuple[str, str]:
+        """The name and the path."""
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise ValueError("it must be name=path")
+        if not _WORD.fullmatch(name):
+            raise ValueError("its name must be of at most 64 letters, digits, _ . and -")
+        return name, FilePath().parse(path)
+
+    def gather(self, items: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        """The names and paths, in their order."""
+        return tuple(items.values())
+
+    def show(self, value: tuple[tuple[str, str], ...]) -> list[str]:
+        """The items as they were given, with whole paths."""
+        return [f"{name}={path}" for name, path in value]
 
 
 class UserList(msgspec.Struct, frozen=True):

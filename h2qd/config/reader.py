@@ -14,7 +14,7 @@ import msgspec
 
 from h2qd.config import document, places
 from h2qd.config.faults import ConfigError, Fault
-from h2qd.config.schema import Config, Failures, Guard, Model, Remote, Section, Worker
+from h2qd.config.schema import ADAPTERS_MAX, Config, Failures, Guard, Model, Remote, Section, Worker
 from h2qd.config.table import Table, nearest
 from h2qd.config.units import show_duration
 from h2qd.wire.names import shown
@@ -145,6 +145,7 @@ def _contradictions(table: Table) -> Iterator[Fault]:
             yield _contradiction(table, f"guard.{lower}", f"guard.{upper}", text)
     yield from _unknown_variants(table)
     yield from _odd_remotes(table)
+    yield from _doubtful_adapters(table)
 
 
 def _odd_remotes(table: Table) -> Iterator[Fault]:
@@ -166,6 +167,17 @@ def _unknown_variants(table: Table) -> Iterator[Fault]:
         if name in values.get("variants", ()):
             key = f"models.{name}.variants"
             yield Fault(table.sources[key], key, f"cannot use '{name}': it is the model itself")
+
+
+def _doubtful_adapters(table: Table) -> Iterator[Fault]:
+    """Too many of one model, or two of one name."""
+    for model, values in table.maps["models"].items():
+        key = f"models.{model}.adapters"
+        names = [name for name, _ in values.get("adapters", ())]
+        if len(names) > ADAPTERS_MAX:
+            yield Fault(table.sources[key], key, f"cannot use {len(names)} adapters: at most {ADAPTERS_MAX}")
+        elif len(names) > len(set(names)):
+            yield Fault(table.sources[key], key, "cannot use two adapters of one name")
 
 
 def _contradiction(table: Table, key: str, other: str, text: str) -> Fault:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from h2qd.config.kinds import (
+    AdapterList,
     Choice,
     Duration,
     FilePath,
@@ -38,6 +39,9 @@ SOCKET_PATH_BYTES_MAX = 100
 
 MODELS_MAX = 256
 """Entries of `models`."""
+
+ADAPTERS_MAX = 8
+"""Adapters of a model."""
 
 REMOTES_MAX = 32
 """Entries of `remotes`."""
@@ -317,6 +321,14 @@ class Model(Section, frozen=True):
             Choice(("none", "float32", "bfloat16", "int8", "int4")),
         ),
     ] = "none"
+    adapters: Annotated[
+        tuple[tuple[str, str], ...],
+        Key(
+            "LoRA adapters (GGUF) that requests can name, at most 8; they are loaded with the model; "
+            "a relative path starts at this file's folder",
+            AdapterList(),
+        ),
+    ] = ()
 
 
 class Remote(Section, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from h2qd.config import document
 from h2qd.config.faults import Fault
-from h2qd.config.kinds import FilePath, ListKind
+from h2qd.config.kinds import AdapterList, FilePath, ListKind
 from h2qd.config.schema import KEYS, MAPS, Key, Map
 from h2qd.wire.names import name_fault, shown
 
@@ -115,8 +115,9 @@ class Table:
         named: dict[str, Any] = {}
         for item in node.items:
             if isinstance(item, document.Scalar):
+                text = kind.located(item.text, self._folder) if isinstance(kind, AdapterList) else item.text
                 try:
-                    named[item.text] = kind.parse(item.text)
+                    named[text] = kind.parse(text)
                 except ValueError as error:
                     self.refuse(self._where(item.line), key, f"cannot use {_quoted(item.text)}: {error}")
             elif not isinstance(item, document.Broken):

@@ -93,7 +93,7 @@ def _all_offers(model: Model, ctx: int, kv_type: str, slots: int) -> Iterator[Te
 def parked_bytes(model: Model, slots: int) -> int:
     """What a resident model is expected to hold when it is parked: its process, and copies that only it has."""
     parts = dict(plan_of(model, model.terms.ctx, model.terms.kv_type, slots).parts)
-    return parts["repacked"] + parts["overhead"]
+    return parts["repacked"] + parts["overhead"] + parts["adapters"]
 
 
 def _quantizes(model: Model) -> bool:

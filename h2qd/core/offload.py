@@ -15,6 +15,6 @@ def gpu_layers(shape: ModelShape, plan: MemoryPlan, free_bytes: int) -> int:
     """How many layers fit into `free_bytes` of an accelerator, the output matrix counted as one; 0 for none."""
     parts = dict(plan.parts)
     layers = shape.layers + 1
-    each = -(-(parts["weights"] + parts["kv_cache"] + parts["recurrent"]) // layers)
+    each = -(-(parts["weights"] + parts["adapters"] + parts["kv_cache"] + parts["recurrent"]) // layers)
     room = free_bytes * _USABLE_PERCENT // 100 - parts["compute"] - parts["output"]
     return max(0, min(layers, room // max(1, each)))

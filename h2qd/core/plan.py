@@ -79,6 +79,7 @@ class ModelShape:
     there at once (all the experts it uses). `recurrent_bytes` is the state of one sequence, `recurrent_width` what a
     recurrent layer works on of a token. `merges` are the tokenizer's rules. `repacked_bytes` is what the tensors take
     that the engine copies into a layout of its own on this device, less what of the file need not stay mapped then.
+    `adapter_bytes` are those of all adapters that are loaded with it.
     `format` says whose layout counts: safetensors is for `torch_plan`, which also asks for `parameters` and for what
     the engine turns them into (`quantize`; empty: nothing).
     """
@@ -102,6 +103,7 @@ class ModelShape:
     format: str = "gguf"
     parameters: int = 0
     quantize: str = ""
+    adapter_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +153,17 @@ def memory_plan(
         ("recurrent", slots * _positive(shape.recurrent_bytes)),
         ("compute", _compute_bytes(shape, tokens, cells, logits)),
         ("output", logits),
+        ("adapters", _adapters_bytes(shape, tokens)),
         ("overhead", overhead),
     )
     return MemoryPlan(ctx, parts, sum(size for _, size in parts))
+
+
+def _adapters_bytes(shape: ModelShape, tokens: int) -> int:
+    """All adapters, and what one of them adds to the widest product of a pass that uses it (llama-graph.cpp)."""
+    if shape.adapter_bytes <= 0:
+        return 0
+    return shape.adapter_bytes + tokens * _widest(shape) * _FLOAT_BYTES
 
 
 def _cached_elements(shape: ModelShape, full_cells: int, sliding_cells: int) -> int:

@@ -56,6 +56,7 @@ def torch_plan(shape: ModelShape, ctx: int) -> MemoryPlan:
         ("recurrent", 0),
         ("compute", tokens * widest * _FLOAT_BYTES),
         ("output", max(0, shape.vocabulary) * _LOGIT_BYTES if heads else 0),
+        ("adapters", 0),
         ("overhead", _LIBRARIES_BYTES + layers * _LAYER_BYTES + max(0, shape.vocabulary) * _TOKEN_BYTES),
     )
     return MemoryPlan(ctx, parts, sum(size for _, size in parts))

@@ -40,6 +40,9 @@ KEPT_BYTES_MAX = 2**20
 
 _ELEMENTS_MAX = 2**63 - 1
 _ALIGNMENT_KEY = "general.alignment"
+_KINDS = {_ALIGNMENT_KEY: 4, "adapter.lora.alpha": 6}
+"""Keys that native code reads without a look at what kind of number they are."""
+
 _STRING = 8
 _ARRAY = 9
 _NUMBERS: dict[int, tuple[str, str]] = {
@@ -55,7 +58,6 @@ _NUMBERS: dict[int, tuple[str, str]] = {
     11: ("int64", "q"),
     12: ("float64", "d"),
 }
-_UINT32 = 4
 
 
 def identity(status: os.stat_result) -> list[int]:
@@ -132,8 +134,8 @@ def _values(window: Window, count: int) -> dict[str, Value]:
             raise GgufError(f"cannot take key {shown(key)} twice")
         window.subject = f"the value of {shown(key)}"
         kind = window.u32()
-        if key == _ALIGNMENT_KEY and kind != _UINT32:
-            raise GgufError(f"cannot use {_ALIGNMENT_KEY}: it must be a uint32, not of type {kind}")
+        if _KINDS.get(key, kind) != kind:
+            raise GgufError(f"cannot use {key}: it must be a {_NUMBERS[_KINDS[key]][0]}, not of type {kind}")
         start = window.position
         value = _value(window, key, kind)
         kept_bytes += len(key) + (0 if isinstance(value, Skipped) else window.position - start)

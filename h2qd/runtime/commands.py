@@ -18,6 +18,7 @@ from h2qd.core.events import ForgetAsked, PinAsked, RequestAbandoned, RequestArr
 from h2qd.core.records import Fault, Ticket, Want
 from h2qd.logs import get_logger
 from h2qd.runtime import orders, views
+from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.imports import Imports
 from h2qd.runtime.jobs import Jobs, defect
@@ -111,6 +112,7 @@ class Commands:
         missing: dict[str, m.ModelRow],
         surroundings: Surroundings,
         access: Callable[[int], Access | None],
+        adapters: Adapters,
         deadline_s: float,
         fallbacks: Mapping[str, tuple[str, ...]],
     ) -> None:
@@ -123,6 +125,7 @@ class Commands:
         self._manifests = manifests
         self._missing = missing
         self._access = access
+        self._adapters = adapters
         self._deadline_s = deadline_s
         self._fallbacks = fallbacks
         self._jobs = Jobs(calls)
@@ -251,7 +254,8 @@ class Commands:
         name = self._known(ask.model)
         model, manifest = self._supervisor.state.models[name], self._manifests[name]
         row = views.model_row(manifest, model)
-        shown_model = m.Show(row, manifest.facts, manifest.sha256, model.ctx, manifest.imported_at_ms)
+        adapters = [m.AdapterRow(file.name, file.path, file.size_bytes) for file in self._adapters.files(name)]
+        shown_model = m.Show(row, manifest.facts, manifest.sha256, model.ctx, manifest.imported_at_ms, adapters)
         self._calls.reply(call, shown_model)
 
     def _explain(self, call: Call, ask: m.OfModel) -> None:
@@ -362,9 +366,10 @@ class Commands:
             call.deadline = call.arrived + self._deadline_s
         call.until = call.deadline
         call.asked = model or self._supervisor.state.active or ""
-        call.fallbacks = (
-            self._fallbacks.get(call.asked, ()) if call.on_end is None else ()
-        )  # a part: this one or none
+        # A part of a larger request asks this one or none.
+        call.fallbacks = self._fallbacks.get(call.asked, ()) if call.on_end is None else ()
+        if call.asked in self._supervisor.state.models and (fault := self._adapters.lack(call.asked, order)):
+            raise Refusal(fault)
         try:
             self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
         except Refusal as refusal:
@@ -379,7 +384,7 @@ class Commands:
         while call.fallbacks:
             model, *rest = call.fallbacks
             call.fallbacks = tuple(rest)
-            if model not in self._supervisor.state.models:
+            if model not in self._supervisor.state.models or self._adapters.lack(model, call.order) is not None:
                 continue
             log.info("request.fell_back", request=call.name, model=call.model, to=model, because=fault.message)
             self._calls.renumber(call)

@@ -53,8 +53,17 @@ def _generate(
         overflow=ask.overflow,
         logprobs=ask.logprobs,
         speculate=ask.speculate,
+        adapters=_adapters(ask),
         priority=PRIORITIES[ask.priority],
     )
+
+
+def _adapters(ask: m.Generation) -> dict[str, float]:
+    """The scale of each adapter by its name."""
+    names = {use.name for use in ask.adapters}
+    if len(names) < len(ask.adapters):
+        raise Refusal(Fault("invalid_request", "cannot use an adapter twice at a time"))
+    return {use.name: use.scale for use in ask.adapters}
 
 
 def embed(request: int, ask: m.Embed) -> Task:

@@ -15,6 +15,7 @@ from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasure
 from h2qd.core.plan import batch_tokens, outputs
 from h2qd.core.records import Fault, Terms
 from h2qd.logs import get_logger
+from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
 from h2qd.runtime.results import logprobs
@@ -115,6 +116,7 @@ class Residents:
         scales: Scales,
         look: Callable[[], None],
         engines: Engines,
+        adapters: Adapters,
     ) -> None:
         self._zygote = zygote
         self._containers = containers
@@ -124,6 +126,7 @@ class Residents:
         self._scales = scales
         self._look = look
         self._engines = engines
+        self._adapters = adapters
         self._residents: dict[int, _Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._weighing = False
@@ -150,6 +153,7 @@ class Residents:
             sha256=manifest.sha256,
             quantize=engines.quantize.get(manifest.name, ""),
             remote=engines.remotes.get(manifest.remote),
+            adapters=self._adapters.files(manifest.name),
         )
         elsewhere = terms.file_bytes if manifest.remote else 0  # is in no process of ours
         container = self._containers.contain(number, terms.planned_bytes - elsewhere)
@@ -250,6 +254,9 @@ class Residents:
         resident, call = self._residents.get(number), self._calls.get(request)
         if resident is None or call is None or call.order is None:
             self._post(GenerationEnded(self._now(), request, Fault("internal", "cannot find the request's order")))
+            return
+        if (fault := self._adapters.lack(resident.model, call.order)) is not None:  # a variant may have others
+            self._post(GenerationEnded(self._now(), request, fault))
             return
         call.granted = time.monotonic()
         resident.worker.send(call.order)

@@ -4,8 +4,11 @@ from h2qd.core.plan import ModelShape
 from h2qd.wire.messages import ModelFacts
 
 
-def shape_of(facts: ModelFacts, quantize: str = "") -> ModelShape:
-    """The part of `facts` that the memory plan needs; `quantize`: what the weights are turned into, if anything."""
+def shape_of(facts: ModelFacts, quantize: str = "", adapter_bytes: int = 0) -> ModelShape:
+    """The part of `facts` that the memory plan needs; `quantize`: what the weights are turned into, if anything.
+
+    `adapter_bytes` are loaded besides.
+    """
     return ModelShape(
         tensor_bytes=facts.tensor_bytes,
         context_length=facts.context_length,
@@ -26,4 +29,5 @@ def shape_of(facts: ModelFacts, quantize: str = "") -> ModelShape:
         format=facts.format,
         parameters=facts.parameters,
         quantize=quantize,
+        adapter_bytes=adapter_bytes,
     )

@@ -37,6 +37,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file holds: the cells of `tokens` tokens, the first `whole` of them computed in whole pieces.
 
     `key` is UID-NAME. `streams`: how many sequences the context had that wrote them.
+    `adapters`: a mark of those that computed them, empty for none.
     """
 
     key: Annotated[str, Meta(max_length=80)]
@@ -47,6 +48,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: _Count
     whole: _Count
     data_bytes: _Count
+    adapters: Annotated[str, Meta(max_length=64)] = ""
     version: int = VERSION
 
     @property

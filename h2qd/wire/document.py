@@ -40,6 +40,7 @@ LIMITS = {
     "LOGIT_BIAS_MAX": "entries of `logit_bias`",
     "LOGPROBS_MAX": "likeliest tokens told for each token of an answer",
     "SWARM_MODELS_MAX": "models that one request asks the same",
+    "ADAPTERS_USED_MAX": "adapters that one request is answered with",
     "TEXTS_MAX": "texts that one request turns into vectors",
     "TOKENIZE_CHARS_MAX": "a text that is tokenized, in characters, and a list of tokens that becomes text",
     "GRAMMAR_CHARS_MAX": "a grammar or JSON schema",

@@ -58,6 +58,9 @@ TEXTS_MAX = 64
 TOKENIZE_CHARS_MAX = 256 * 1024
 """A text that is only tokenized, in characters, and a list of tokens that becomes text."""
 
+ADAPTERS_USED_MAX = 4
+"""LoRA adapters that one request is answered with."""
+
 SLOTS_MAX = 64
 """Sequences that one context serves at a time."""
 

@@ -326,14 +326,23 @@ class OfModel(Ask, frozen=True):
     model: Name
 
 
+class AdapterRow(Say, frozen=True):
+    """A LoRA adapter of a model; `size_bytes` is its file's, 0 where that could not be seen."""
+
+    name: str
+    path: str
+    size_bytes: int
+
+
 class Show(Say, frozen=True):
-    """All that is known of a model."""
+    """All that is known of a model. `adapters`: what requests can name."""
 
     model: ModelRow
     facts: ModelFacts
     sha256: str
     ctx: int
     imported_at_ms: int
+    adapters: list[AdapterRow] = []
 
 
 class StoryLine(Say, frozen=True):
@@ -555,6 +564,13 @@ class Sampling(Ask, frozen=True):
     json_schema: Grammar | None = None
 
 
+class AdapterUse(Ask, frozen=True):
+    """One of the model's LoRA adapters, and how strongly it works: 1 as it was trained, 0 not at all."""
+
+    name: Name
+    scale: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+
+
 class Decoding(Sampling, frozen=True):
     """How an answer is made: its tokens, its length, its turn. What all that asks for text shares.
 
@@ -575,7 +591,8 @@ class Generation(Decoding, frozen=True):
     """What infer and chat share. `window` is how many chunks may be under way without `stream.credit`.
 
     `session`: go on from what the cache holds of this conversation, and keep it there across unloads. `logprobs`:
-    tell each token's log-probability, and those of so many of the likeliest.
+    tell each token's log-probability, and those of so many of the likeliest. `adapters`: what the model answers with
+    besides its weights; `model.show` lists those that it has.
     """
 
     model: Name | None = None
@@ -583,6 +600,7 @@ class Generation(Decoding, frozen=True):
     window: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)] = limits.CHUNK_WINDOW_DEFAULT
     session: SessionName | None = None
     logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS_MAX)] | None = None
+    adapters: Annotated[list[AdapterUse], Meta(max_length=limits.ADAPTERS_USED_MAX)] = []
 
 
 class Infer(Generation, frozen=True, kw_only=True):

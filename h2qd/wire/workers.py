@@ -102,6 +102,14 @@ class RemoteTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     private_addresses: bool = False
 
 
+class AdapterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A LoRA adapter of a model; `size_bytes` of its file are in the memory plan."""
+
+    name: str
+    path: str
+    size_bytes: int
+
+
 class LoadModel(_Message, frozen=True):
     """Load `path` with a context of `ctx` tokens for `slots` sequences. `threads` 0: as many as this process may use.
 
@@ -113,6 +121,7 @@ class LoadModel(_Message, frozen=True):
     `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
     file's, so that no other model's cache is restored. With `remote`, `path` is the model's name at that server.
     `quantize`: what weights are turned into as they are loaded, for engines that can; empty: nothing.
+    `adapters` are checked against the model, and loaded with it.
     """
 
     backend: str
@@ -130,6 +139,7 @@ class LoadModel(_Message, frozen=True):
     sha256: str = ""
     remote: RemoteTarget | None = None
     quantize: str = ""
+    adapters: list[AdapterFile] = []
 
 
 class ListModels(_Message, frozen=True):
@@ -188,7 +198,10 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Generate(_Message, frozen=True):
-    """Answer `prompt`, or `turns` through the model's chat template; exactly one of the two is given."""
+    """Answer `prompt`, or `turns` through the model's chat template; exactly one of the two is given.
+
+    `adapters`: the scale of each adapter that is used, by name.
+    """
 
     request: int
     max_tokens: int
@@ -202,6 +215,7 @@ class Generate(_Message, frozen=True):
     logprobs: int | None = None
     speculate: bool = True
     priority: int = 1
+    adapters: dict[str, float] = {}
 
 
 class EmbedTexts(_Message, frozen=True):

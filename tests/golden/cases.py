@@ -136,6 +136,7 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
             overflow="shift",
             logprobs=20,
             speculate=False,
+            adapters=[m.AdapterUse(name="polite"), m.AdapterUse(name="größer", scale=-0.5)],
         ),
     ),
     ("infer.text.bare", "infer.text", "a map of one entry under a 16-bit header", m.Infer(prompt="")),
@@ -358,7 +359,14 @@ REPLIES: list[tuple[str, str, m.Say]] = [
     (
         "model.show",
         "all facts",
-        m.Show(model=ROW, facts=FACTS, sha256="0f" * 32, ctx=4096, imported_at_ms=1_760_000_000_000),
+        m.Show(
+            model=ROW,
+            facts=FACTS,
+            sha256="0f" * 32,
+            ctx=4096,
+            imported_at_ms=1_760_000_000_000,
+            adapters=[m.AdapterRow(name="polite", path="/models/polite.gguf", size_bytes=3_814_240)],
+        ),
     ),
     (
         "model.explain",

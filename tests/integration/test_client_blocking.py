@@ -119,6 +119,10 @@ def test_what_was_chosen_arrives_in_its_field(daemon: ScriptedDaemon, client: Cl
     assert daemon.heard("infer.text").body == m.Infer(
         prompt="p", session="trip", overflow="shift", logprobs=2, speculate=False
     )
+    client.infer("p", adapters={"polite": 0.5})
+    assert daemon.heard("infer.text").body == m.Infer(prompt="p", adapters=[m.AdapterUse("polite", 0.5)])
+    client.infer("p", adapters=[m.AdapterUse("polite")])
+    assert daemon.heard("infer.text").body == m.Infer(prompt="p", adapters=[m.AdapterUse("polite")])
     client.embed("one", normalize=False, overflow="truncate", priority="high")
     assert daemon.heard("infer.embed").body == m.Embed(
         texts=["one"], normalize=False, overflow="truncate", priority="high"

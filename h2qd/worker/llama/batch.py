@@ -26,6 +26,7 @@ from h2qd.worker.llama.pace import Pace
 from h2qd.worker.llama.seating import Seating
 from h2qd.worker.llama.sessions import Disk, Sessions
 from h2qd.worker.llama.shares import Waiting, shares
+from h2qd.worker.llama.turns import Turns
 from h2qd.worker.llama.work import Work
 
 _PIECE_GRIDS = 2
@@ -49,6 +50,7 @@ class Batch:
         self._open: dict[int, Work] = {}  # all, by request; for other threads
         self._arrivals = 0
         self._steps = 0
+        self._turns = Turns()
         self._tokens_next = False  # after prompts it is the turn of those who decode
         self._spoiled = False  # a cell may hold numbers that are none
         self._prefilling: list[Work] = []  # who takes part in the pass that runs
@@ -141,11 +143,18 @@ class Batch:
         return [said for slot in self._open.values() if slot.cancelled for said in slot.cancel()]
 
     def _pass(self) -> list[Said]:
-        waiting = [slot for slot in self._at_work if slot.rest]
-        decoding = [slot for slot in self._at_work if not slot.rest]
+        at_work = self._at_work
+        decodes = any(not slot.rest for slot in at_work)
+        if self.context.adapts and at_work:  # a pass has one set of adapters
+            adapters = self._turns.next(slot.adapters for slot in at_work)
+            at_work = [slot for slot in at_work if slot.adapters == adapters]
+        waiting = [slot for slot in at_work if slot.rest]
+        decoding = [slot for slot in at_work if not slot.rest]
         if waiting and not (decoding and self._tokens_next):
             self._tokens_next = True
-            return self._prefill(waiting, beside=bool(decoding))
+            if decodes and not decoding:
+                self._turns.over()
+            return self._prefill(waiting, beside=decodes)
         self._tokens_next = False
         return self._decode(decoding, alone=not waiting and len(decoding) == 1) if decoding else []
 

@@ -21,6 +21,8 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
+from h2qd.worker.llama import adapters as _adapters
+from h2qd.worker.llama.adapters import NONE, Used
 from h2qd.worker.llama.crew import Crew
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.overflow import Gap
@@ -57,12 +59,14 @@ class Cache:
     """One sequence's tokens, of which the first `whole` were computed in whole pieces. Changed by `Context` only.
 
     `clean`: those after so many first ones were computed after text that was dropped since; None: none were.
+    `adapters`: those that all of them were computed with, and what comes next is.
     """
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
     whole: int = 0
     clean: int | None = None
+    adapters: Used = NONE
 
 
 class Piece(NamedTuple):
@@ -97,6 +101,8 @@ class Context:
         self._recurrent = bool(
             native.llama_model_is_recurrent(model.model) or native.llama_model_is_hybrid(model.model)
         )
+        self._loaded = model.adapters
+        self._applied = NONE  # what the native context computes with
         self._moving: set[int] = set()  # sequences that the next decode changes, or needs as they are
         self._vocabulary: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model.model))
         self._crew = Crew(
@@ -119,12 +125,16 @@ class Context:
 
     # --- what is kept -------------------------------------------------------------------------------
 
-    def reusable(self, cache: Cache, prompt: Sequence[int], *, exact: bool) -> int:
+    def reusable(self, cache: Cache, prompt: Sequence[int], adapters: Used = NONE, *, exact: bool) -> int:
         """How many of the first tokens of `prompt` the cache can serve; never the last one: its logits are wanted.
+
+        None that other adapters computed.
 
         `exact`: only as many as leave every later logit as it would be without a cache. Otherwise all that are there,
         with the rounding of whatever batch computed them.
         """
+        if cache.adapters != adapters:
+            return 0
         if exact:
             kept = common(cache.tokens[: cache.whole], prompt[:-1]) // self.grid * self.grid
         else:
@@ -174,6 +184,21 @@ class Context:
             self.clear(cache)
         return self.keep(cache, count) == count
 
+    @property
+    def adapts(self) -> bool:
+        """Whether sequences can differ in their adapters: there are some."""
+        return bool(self._loaded)
+
+    def adapt(self, cache: Cache, adapters: Used) -> None:
+        """Have what comes in a sequence computed with these; what it holds was."""
+        if cache.tokens and cache.adapters != adapters:
+            raise RuntimeError("the cells of a sequence are of one set of adapters")
+        cache.adapters = adapters
+
+    def mark(self, adapters: Used) -> str:
+        """What tells this set from any other, for files that outlive the model."""
+        return _adapters.mark(adapters, self._loaded)
+
     def clear(self, cache: Cache) -> None:
         """Forget a sequence."""
         native.llama_memory_seq_rm(self._memory, cache.sequence, 0, _TO_THE_END)
@@ -194,7 +219,7 @@ class Context:
         """Make `target` hold what `source` holds. The library moves the data, a whole share, with the next decode."""
         native.llama_memory_seq_cp(self._memory, source.sequence, target.sequence, -1, _TO_THE_END)
         target.tokens[:] = source.tokens
-        target.whole, target.clean = source.whole, source.clean
+        target.whole, target.clean, target.adapters = source.whole, source.clean, source.adapters
         self._moving |= {source.sequence, target.sequence}
 
     @property
@@ -241,8 +266,10 @@ class Context:
         )
         return written
 
-    def restore(self, cache: Cache, path: str, tokens: Sequence[int], whole: int) -> bool:
+    def restore(self, cache: Cache, path: str, tokens: Sequence[int], whole: int, adapters: Used) -> bool:
         """Make a settled `cache` what the file at `path` holds, whose bytes are as they were saved: `tokens`.
+
+        They were computed with `adapters`.
 
         Where that fails (another KV type, another number of sequences), the cache is empty.
         """
@@ -254,7 +281,7 @@ class Context:
         )
         if read and list(room[: count.value]) == list(tokens):
             cache.tokens[:] = tokens
-            cache.whole = whole
+            cache.whole, cache.adapters = whole, adapters
         if not cache.tokens or not self.agrees(cache):
             self.clear(cache)
         return bool(cache.tokens)
@@ -291,7 +318,7 @@ class Context:
         At most `outputs` tokens are wanted in all; where a vector is, the library has all tokens of the batch as
         outputs, so there are no more. `pieces` are of different sequences, in their order: the library computes
         neighbours together, and of each only as many tokens as the shortest piece has; so pieces of one length go
-        best together. Raises `DecodeError`.
+        best together. All sequences have the same adapters. Raises `DecodeError`.
         """
         at = 0
         rows = []
@@ -311,6 +338,7 @@ class Context:
         vectors = any(piece.vector for piece in pieces)
         if (at if vectors else sum(piece.wanted for piece in pieces)) > self.outputs:
             raise RuntimeError("the library would end the process at so many outputs")
+        self._apply({piece.cache.adapters for piece in pieces} if self._loaded else {NONE})
         self._crew.muster()
         self._settle(self._run(interruptible=interruptible, vectors=vectors), pieces)
         even = len({len(piece.tokens) for piece in pieces}) == 1
@@ -319,6 +347,12 @@ class Context:
                 cache.whole += len(tokens)
             cache.tokens.extend(tokens)
         return rows
+
+    def _apply(self, sets: set[Used]) -> None:
+        (adapters,) = sets
+        if adapters != self._applied:
+            _adapters.apply(self._context, adapters, self._loaded)
+            self._applied = adapters
 
     def _run(self, *, interruptible: bool, vectors: bool) -> int:
         if interruptible:
@@ -365,7 +399,7 @@ class Context:
 
 def _empty(cache: Cache) -> None:
     cache.tokens.clear()
-    cache.whole, cache.clean = 0, None
+    cache.whole, cache.clean, cache.adapters = 0, None, NONE
 
 
 def common(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -31,6 +31,7 @@ from h2qd.wire.workers import (
 )
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
 from h2qd.worker.llama import model
+from h2qd.worker.llama.adapters import used
 from h2qd.worker.llama.batch import Batch
 from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.encoder import Encoder
@@ -134,6 +135,7 @@ class LlamaEngine:
             check_key(order.session)
         if order.overflow == "shift" and batch.context.unshiftable:
             raise EngineError("unsupported", f"cannot shift this model's context: {batch.context.unshiftable}")
+        adapters = used(order.adapters, loaded.model.adapters)
         size = batch.context.size
         prompt = loaded.prompt(order, size)
         fitted = fit(prompt, size, order.max_tokens, order.overflow)
@@ -141,7 +143,7 @@ class LlamaEngine:
             raise _overflow(f"has {len(prompt)} tokens", size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
         chooser = open_chooser(order.sampler, loaded.vocabulary, fitted.tokens, banned=banned)
-        batch.join(Slot(order, fitted, size, loaded.vocabulary, chooser, start_s))
+        batch.join(Slot(order, fitted, size, loaded.vocabulary, chooser, adapters, start_s))
 
     def cancel(self, request: int) -> None:
         """Give `request` up, at the latest after one pass; a prefill of its own is cut short. From any thread."""

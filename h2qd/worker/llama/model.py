@@ -6,7 +6,7 @@ It decides the load's parameters and nothing else: what fits into memory is the 
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llama_cpp import llama_cpp as native
 
@@ -16,6 +16,7 @@ from h2qd.wire.names import shown
 from h2qd.wire.workers import LoadModel, ResumeModel
 from h2qd.worker.engine import Beat, EngineError, Progress
 from h2qd.worker.llama import log
+from h2qd.worker.llama.adapters import Adapter, load_adapters
 from h2qd.worker.llama.threads import thread_count
 
 _LOAD_MODE_MMAP = native.LLAMA_LOAD_MODE_MMAP
@@ -65,6 +66,7 @@ class Model:
     encodes: bool = False
     batch: int = 0
     outputs: int = 0
+    adapters: dict[str, Adapter] = field(default_factory=dict)
 
     def open_context(self, order: LoadModel | ResumeModel) -> None:
         """Make the context of `order`, for a model without one. Raises `EngineError` (load_failed)."""
@@ -87,6 +89,7 @@ class Model:
     def free(self) -> None:
         """Give the memory back; once, and nothing of it may be used after."""
         native.llama_free(self.context)  # which takes a null as nothing
+        self.adapters.clear()  # the library frees them with the model
         native.llama_model_free(self.model)
 
 
@@ -118,7 +121,8 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     try:
         _check_kind(model.model)
         model.pooling, model.encodes = _pooling(model.model)
-        model.open_context(order)
+        model.adapters = load_adapters(order, model.model, beat)
+        model.open_context(order)  # after them: they are in the size of its graphs
     except BaseException:
         model.free()
         raise

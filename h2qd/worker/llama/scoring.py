@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from h2qd.wire.workers import ChosenToken, GenerationFailed, Prefilling, Scored, ScoreText
 from h2qd.worker.engine import EngineError, Said
+from h2qd.worker.llama.adapters import NONE
 from h2qd.worker.llama.context import ABORTED, Cache, Context, DecodeError, Piece
 from h2qd.worker.llama.logprobs import Likelihoods
 from h2qd.worker.llama.overflow import Gap
@@ -52,6 +53,7 @@ class Scoring:
         self.arrived = 0
         self.text: Sequence[int] = ()
         self.gap: Gap | None = None
+        self.adapters = NONE
         self.cache = Cache(NOWHERE)
         self.cancelled = False
         self.ended = False

@@ -36,6 +36,7 @@ class Seating:
         """Give `work` a place; only when one is idle. Computes nothing, but may write and read a file."""
         at = self._own(work) or self._restored(work) or self._any(work)
         at.work = work
+        self._context.adapt(at.cache, work.adapters)
         work.seat(at.cache)
 
     def leave(self, at: Place, step: int) -> None:
@@ -55,7 +56,7 @@ class Seating:
         cache = self._sessions.cache_of(work.session) if work.session else None
         if cache is None:
             return None
-        kept = self._context.reusable(cache, work.text, exact=False)
+        kept = self._context.reusable(cache, work.text, work.adapters, exact=False)
         if kept == 0:
             return None
         self._sessions.take(cache)
@@ -66,19 +67,19 @@ class Seating:
         return next(at for at in self.places if at.cache is cache)
 
     def _restored(self, work: Work) -> Place | None:
-        saved = self._sessions.saved(work.session, work.text) if work.session else None
-        if saved is None or saved.shared <= max(self._kept(work.text)):
+        saved = self._sessions.saved(work.session, work.text, work.adapters) if work.session else None
+        if saved is None or saved.shared <= max(self._kept(work)):
             return None
         at, _ = self._choose([0] * len(self.places))
         self._sessions.leave(at.cache)
         if not self._sessions.restore(saved, at.cache):
             return None
-        kept = self._context.reusable(at.cache, work.text, exact=False)
+        kept = self._context.reusable(at.cache, work.text, work.adapters, exact=False)
         self._context.keep(at.cache, kept)
         return at if kept else None
 
     def _any(self, work: Work) -> Place:
-        kept = self._kept(work.text)
+        kept = self._kept(work)
         at, source = self._choose(kept)
         self._sessions.leave(at.cache)
         if source is not None:
@@ -86,10 +87,10 @@ class Seating:
         self._context.keep(at.cache, kept[self.places.index(at) if source is None else source])
         return at
 
-    def _kept(self, text: Sequence[int]) -> list[int]:
-        """Of how many first tokens of `text` each cache has the cells; alone, only those that change nothing."""
+    def _kept(self, work: Work) -> list[int]:
+        """Of how many first tokens of its text each cache has the cells; alone, only those that change nothing."""
         exact = all(at.work is None for at in self.places)
-        return [self._context.reusable(at.cache, text, exact=exact) for at in self.places]
+        return [self._context.reusable(at.cache, work.text, work.adapters, exact=exact) for at in self.places]
 
     def _choose(self, kept: Sequence[int]) -> tuple[Place, int | None]:
         chosen = place(

@@ -24,6 +24,7 @@ from h2qd.wire.workers import LoadModel, SessionsSaved
 from h2qd.worker import journal
 from h2qd.worker.engine import EngineError
 from h2qd.worker.llama import log
+from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import STATE_HEAD, TOKEN_BYTES, Cache, Context, common
 
 
@@ -40,6 +41,7 @@ class Saved(NamedTuple):
 
     key: str
     shared: int
+    adapters: Used
 
 
 @dataclass(slots=True)
@@ -131,19 +133,19 @@ class Sessions:
 
     # --- on disk ------------------------------------------------------------------------------------
 
-    def saved(self, key: str, prompt: Sequence[int]) -> Saved | None:
-        """What the disk holds of this session, if it serves `prompt` at all."""
+    def saved(self, key: str, prompt: Sequence[int], adapters: Used) -> Saved | None:
+        """What the disk holds of this session, if that was computed with `adapters` and serves `prompt` at all."""
         if self._disk is None:
             return None
         try:
             with self._disk.folder.opened(key, self._disk.sha256) as file:
                 record = read(file)
-                if not self._fits(record, key):
+                if not self._fits(record, key, adapters):
                     return None
                 tokens = _tokens(file, record)
         except (OSError, RecordError):
             return None
-        return Saved(key, common(tokens, prompt[:-1]))
+        return Saved(key, common(tokens, prompt[:-1]), adapters)
 
     def restore(self, saved: Saved, cache: Cache) -> bool:
         """Make `cache`, which no session holds, what was saved; where that fails, it is as it was or empty."""
@@ -153,11 +155,11 @@ class Sessions:
         try:
             with disk.folder.opened(saved.key, disk.sha256) as file:
                 record = check(file, self._tick)
-                if not self._fits(record, saved.key):
+                if not self._fits(record, saved.key, saved.adapters):
                     return False
                 tokens = _tokens(file, record)
                 # Through the descriptor: what is read is what was checked.
-                done = context.restore(cache, f"/proc/self/fd/{file}", tokens, record.whole)
+                done = context.restore(cache, f"/proc/self/fd/{file}", tokens, record.whole, saved.adapters)
                 disk.folder.touch(file)
         except RecordError as error:
             journal.record("sessions.file_damaged", error)
@@ -197,13 +199,14 @@ class Sessions:
         if self._disk is not None:
             remove(self._disk, key)
 
-    def _fits(self, record: Record, key: str) -> bool:
+    def _fits(self, record: Record, key: str, adapters: Used) -> bool:
         """Whether a file can be read into a sequence of this context."""
         assert self._disk is not None  # noqa: S101 - asked of what is on it only
         return (
             record.key == key
             and record.sha256 == self._disk.sha256
             and record.kv_type == self._kv_type
+            and record.adapters == self._context.mark(adapters)
             and record.engine == llama_cpp.__version__
             and record.streams == len(self._context.caches)
             and record.tokens <= self._context.size
@@ -221,6 +224,7 @@ class Sessions:
             tokens=len(cache.tokens),
             whole=cache.whole,
             data_bytes=0,
+            adapters=context.mark(cache.adapters),
         )
 
         def fill(path: str) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
 from h2qd.worker.engine import Said
+from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import ABORTED, NO_ROOM, Cache, DecodeError, Piece
 from h2qd.worker.llama.detokenizer import Detokenizer
 from h2qd.worker.llama.drafts import Drafts
@@ -37,11 +38,13 @@ class Slot:
         size: int,
         vocabulary: Vocabulary,
         chooser: Chooser,
+        adapters: Used,
         start_s: float,
     ) -> None:
         self.request = order.request
         self.priority = order.priority
         self.session = order.session
+        self.adapters = adapters
         self.cache = Cache(NOWHERE)
         self.arrived = 0
         self.cancelled = False

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
 from h2qd.wire.workers import Embedded, EmbedTexts, GenerationFailed, Prefilling
 from h2qd.worker.engine import EngineError, Said
+from h2qd.worker.llama.adapters import NONE
 from h2qd.worker.llama.context import ABORTED, Cache, Context, DecodeError, Piece
 from h2qd.worker.llama.overflow import Gap
 from h2qd.worker.llama.vocabulary import Vocabulary
@@ -34,6 +35,7 @@ class Vectors:
         self.arrived = 0
         self.text: Sequence[int] = ()
         self.gap: Gap | None = None
+        self.adapters = NONE
         self.cache = Cache(NOWHERE)
         self.cancelled = False
         self.ended = False

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2qd.worker.engine import Said
+from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import Cache, DecodeError, Piece
 from h2qd.worker.llama.overflow import Gap
 
@@ -25,14 +26,15 @@ TOLD_S_MIN = 0.2
 class Work(Protocol):
     """One request at work in `cache`; all it has to compute there follows from what that holds.
 
-    `priority` as in `messages.Priority`, `session` is empty where there is none. `cancelled` may be set from any
-    thread. `broken`: the model computed no finite numbers. `served` and `arrived` belong to who decides whose turn
-    it is.
+    `priority` as in `messages.Priority`, `session` is empty where there is none, and so are `adapters`.
+    `cancelled` may be set from any thread. `broken`: the model computed no finite numbers. `served` and `arrived`
+    belong to who decides whose turn it is.
     """
 
     request: int
     priority: int
     session: str
+    adapters: Used
     arrived: int
     cache: Cache
     cancelled: bool

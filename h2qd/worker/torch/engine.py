@@ -65,6 +65,8 @@ class TorchEngine:
     def load(self, order: LoadModel, progress: Progress) -> Loaded:
         """Load the model. Raises `EngineError`: file_not_found, invalid_model_file, load_failed."""
         start_s = time.perf_counter()
+        if order.adapters:
+            raise EngineError("load_failed", "cannot load adapters with a model folder: they are for GGUF models")
         self._model = model.load(order, progress, self._beat)
         return self._ready(self._model, order, start_s)
 
@@ -125,6 +127,8 @@ class TorchEngine:
             raise EngineError("unsupported", "cannot do this: the model turns texts into vectors, and nothing else")
         if isinstance(order, ScoreText):
             return Scoring(order, loaded, start_s)
+        if order.adapters:
+            raise EngineError("unsupported", "cannot use adapters with a model folder: they are for GGUF models")
         prompt = self._prompt(order, loaded)
         if len(prompt) + 1 > loaded.ctx:
             raise _overflow(f"has {len(prompt)} tokens", loaded.ctx)

@@ -70,7 +70,8 @@ def test_the_file_speaks_every_kind(write: Write) -> None:
             "residency: {patience: 1500ms, restore: false}\n"
             "memory:\n  model_limit: 2GiB\n  safety_buffer: 1000\n"
             "worker: {nice: -5}\n"
-            "models:\n  a/b:1: {path: ../m.gguf, ctx: 128}\n  fake.1: {path: /x, backend: fake}\n"
+            "models:\n  a/b:1: {path: ../m.gguf, ctx: 128, adapters: [polite=p.gguf, b=/b=c]}\n"
+            "  fake.1: {path: /x, backend: fake}\n"
         ),
         {},
         {},
@@ -85,11 +86,14 @@ def test_the_file_speaks_every_kind(write: Write) -> None:
     assert config.memory.safety_buffer_bytes == 1000
     assert config.worker.nice == -5
     assert config.models == {
-        "a/b:1": Model(path=str(folder / "../m.gguf"), ctx=128),
+        "a/b:1": Model(
+            path=str(folder / "../m.gguf"), ctx=128, adapters=(("polite", str(folder / "p.gguf")), ("b", "/b=c"))
+        ),
         "fake.1": Model(path="/x", backend="fake"),
     }
     assert value(config, "models.a/b:1.ctx") == ConfigValue("models.a/b:1.ctx", 128, "h2qd.yaml:9")
     assert value(config, "models.fake.1.ctx") == ConfigValue("models.fake.1.ctx", None, "default")
+    assert value(config, "models.a/b:1.adapters").value == [f"polite={folder}/p.gguf", "b=/b=c"]
     assert value(config, "socket.mode") == ConfigValue("socket.mode", "0600", "h2qd.yaml:1")
     assert value(config, "access.admin") == ConfigValue("access.admin", ["root", "7"], "h2qd.yaml:2")
 
@@ -174,6 +178,14 @@ def test_the_values_in_force_can_be_written_back(write: Write) -> None:
         ),
         ("models: {a: {path: b, variants: [C]}}", "models.a.variants: cannot use 'C': "),
         ("models: {a: {path: b, variants: [a]}}", "models.a.variants: cannot use 'a': it is the model itself"),
+        ("models: {a: {path: b, adapters: [c]}}", "models.a.adapters: cannot use 'c': it must be name=path"),
+        ("models: {a: {path: b, adapters: ['=c']}}", "cannot use '=c': its name must be of at most 64 letters"),
+        ("models: {a: {path: b, adapters: [c=]}}", "cannot use 'c=': it is empty"),
+        ("models: {a: {path: b, adapters: [c=d, c=e]}}", "models.a.adapters: cannot use two adapters of one name"),
+        (
+            "models: {a: {path: b, adapters: [" + ", ".join(f"a{n}=b" for n in range(9)) + "]}}",
+            "models.a.adapters: cannot use 9 adapters: at most 8",
+        ),
         ("memory: {max: 120%}", "memory.max: cannot use '120%': a share must be from 1% to 100%"),
         ("memory: {model_limit: 5}", "it must be at least 1MiB"),
         ("memory: {safety_buffer: 2TiB}", "it must be at most 1TiB"),

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from h2qd.core.plan import KV_TYPES, MemoryPlan, ModelShape, memory_plan
+from h2qd.core.plan import KV_TYPES, MemoryPlan, ModelShape, batch_tokens, memory_plan
 from h2qd.wire.messages import KvType
 
 MIB = 2**20
@@ -149,7 +150,18 @@ shapes = st.builds(
     recurrent_width=odd,
     merges=odd,
     repacked_bytes=odd,
+    adapter_bytes=odd,
 )
+
+
+def test_adapters_are_counted_whole_and_with_what_their_products_take() -> None:
+    without, adapted = (memory_plan(replace(GEMMA3_270M, adapter_bytes=size), 1024) for size in (0, MIB))
+    assert part(without, "adapters") == 0
+    products = part(adapted, "adapters") - MIB
+    assert products == adapted.total_bytes - without.total_bytes - MIB
+    assert (
+        products == batch_tokens(1) * max(GEMMA3_270M.feed_forward, GEMMA3_270M.heads[0] * GEMMA3_270M.key_length) * 4
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -166,5 +178,6 @@ def test_no_shape_breaks_the_plan(shape: ModelShape, ctx: int, slots: int, batch
         "recurrent",
         "compute",
         "output",
+        "adapters",
         "overhead",
     ]

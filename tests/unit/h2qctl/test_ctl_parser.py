@@ -9,6 +9,7 @@ import shtab
 
 from h2qctl import parser, sampling
 from h2qctl.errors import H2qError
+from h2qd.wire.messages import AdapterUse
 
 VERB_FILES = Path(parser.__file__).parent / "verbs"
 IN_A_TERMINAL = "import sys; from h2qctl.__main__ import main; status = main({argv!r}); {then}"
@@ -116,7 +117,7 @@ def test_all_sampling_options_reach_the_client(tmp_path: Path) -> None:
         "infer hi --max-tokens 5 --temperature 0 --top-k 1 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 "
         f"--repeat-last-n 8 --seed 0 --stop A --stop B --ignore-eos --logit-bias 12=-5 "
         f"--logit-bias 7=1 --json-schema {schema} --priority low --session trip --overflow shift --logprobs 3 "
-        "--no-speculate"
+        "--no-speculate --adapter polite --adapter rude=-0.5"
     )
     _, args = parser.parse(shlex.split(argv))
     assert sampling.options(args) == {
@@ -125,6 +126,7 @@ def test_all_sampling_options_reach_the_client(tmp_path: Path) -> None:
         "grammar": None, "json_schema": '{"type": "object"}', "priority": "low",
         "session": "trip", "overflow": "shift", "logprobs": 3, "speculate": False,
         "window": None,
+        "adapters": [AdapterUse("polite"), AdapterUse("rude", -0.5)],
     }  # fmt: skip
 
 
