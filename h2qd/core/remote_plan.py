@@ -16,5 +16,5 @@ _PROCESS_BYTES = 36 * 2**20
 def remote_plan(shape: ModelShape, ctx: int) -> MemoryPlan:
     """The memory that a load of `shape` takes; the context does not show."""
     weights = max(0, shape.tensor_bytes)
-    nothing = tuple((part, 0) for part in ("repacked", "kv_cache", "recurrent", "compute", "output"))
+    nothing = tuple((part, 0) for part in ("adapters", "repacked", "kv_cache", "recurrent", "compute", "output"))
     return MemoryPlan(ctx, (("weights", weights), *nothing, ("overhead", _PROCESS_BYTES)), weights + _PROCESS_BYTES)
