@@ -56,7 +56,7 @@ for the widest such operand (ggml-cpu.c, ggml_graph_plan)."""
 
 
 _PIECE_TOKENS = 64
-_BATCH_TOKENS_MAX = 512
+_BATCH_TOKENS_MAX = 256
 _OUTPUTS_MIN = 8
 
 

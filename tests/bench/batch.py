@@ -212,8 +212,8 @@ class _Server:
 
 
 @contextlib.contextmanager
-def served(server: str | None, model: Path, slots: int = SLOTS) -> Iterator[_Server | None]:
-    """The server, loaded, if there is one."""
+def served(server: str | None, model: Path, slots: int = SLOTS, *options: str) -> Iterator[_Server | None]:
+    """The server, loaded, if there is one; `options` are for it."""
     if server is None:
         yield None
         return
@@ -223,7 +223,7 @@ def served(server: str | None, model: Path, slots: int = SLOTS) -> Iterator[_Ser
     threads = str(thread_count(0))
     context = ["-c", str(slots * SHARE_TOKENS), "-np", str(slots), "-t", threads, "-tb", threads]
     process = subprocess.Popen(
-        [server, "-m", str(model), "--host", "127.0.0.1", "--port", str(port), *context],
+        [server, "-m", str(model), "--host", "127.0.0.1", "--port", str(port), *context, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

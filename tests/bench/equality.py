@@ -1,7 +1,8 @@
 """Greedy answers, token for token, against llama.cpp's own server: 50 prompts, one at a time.
 
-Both compute the same shapes then, so the figures are the same to the last bit. With speculation a pass computes
-several rows at once, and rows of other shapes are rounded otherwise: how many answers that changes is only told.
+Both compute the same shapes then, so the figures are the same to the last bit: the server is told to make no
+checkpoints, for which it would cut a prompt in two. With speculation a pass computes several rows at once, and rows of
+other shapes are rounded otherwise: how many answers that changes is only told.
 """
 
 import http.client
@@ -33,8 +34,8 @@ _BEGINNINGS = (
 def bench(setting: Setting) -> Iterator[Row]:
     """Answers that are equal, of all."""
     with (
-        served(os.environ.get("H2Q_LLAMA_SERVER"), setting.model, 1) as peer,
-        daemons.running(setting.folder, {"demo": setting.model}) as daemon,
+        served(os.environ.get("H2Q_LLAMA_SERVER"), setting.model, 1, "--ctx-checkpoints", "0") as peer,
+        daemons.running(setting.folder, {"demo": setting.model}, "worker: {threads: 2}") as daemon,
         daemon.client() as client,
     ):
         if peer is None:
