@@ -1,8 +1,8 @@
 """Greedy answers, token for token, against llama.cpp's own server: 50 prompts, one at a time.
 
 Both compute the same shapes then, so the figures are the same to the last bit: the server is told to make no
-checkpoints, for which it would cut a prompt in two. With speculation a pass computes several rows at once, and rows of
-other shapes are rounded otherwise: how many answers that changes is only told.
+checkpoints, for which it would cut a prompt in two. With speculation a pass computes several rows at once, and rows
+of other shapes are rounded otherwise: how many answers that changes is only told.
 """
 
 import http.client

@@ -199,7 +199,7 @@ class Filled:
         loaded.prompt = lambda _order, _room: prompt
         context = loaded.batch.context
         context.caches[0].tokens[:] = prompt[:done]
-        context.reusable = lambda cache, _prompt, **_: 0 if cache.sequence else done
+        context.reusable = lambda cache, *_, **__: 0 if cache.sequence else done
         self.engine.submit(Generate(1, _ANSWER_TOKENS, Sampler(seed=1), prompt="", ignore_eos=True))
         for said in islice(iter(self.engine.step, None), _ANSWER_TOKENS - 1):
             assert self.engine.busy, said
