@@ -6,6 +6,7 @@ fast, is compared at the start and at the end: a slot or cell that was lost, or 
 Called by the short test beside this module and by `python -m tests.soak`.
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -101,6 +102,8 @@ def run(daemon: DaemonProcess, requests: int, seed: int, told: Callable[[str], N
     if first != last:
         mixture.faults.append("the same questions have other answers")
     _rest(client)
+    with contextlib.suppress(AssertionError):  # told with the figures; a client that hung up is found within a second
+        await_true(lambda: _held(daemon) == mixture.before, "nothing is left", timeout_s=5)
     mixture.after = _held(daemon)
     mixture.took_s = time.monotonic() - began
     return mixture
