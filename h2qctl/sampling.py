@@ -34,7 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="answer with one of the model's adapters, which show lists (=1); can be repeated",
     )
     parser.add_argument(
-        "--session", metavar="NAME", help="go on from what is kept of this conversation, and keep it again"
+        "--session",
+        metavar="NAME",
+        type=session,
+        help="go on from what is kept of this conversation, and keep it again",
     )
     parser.add_argument(
         "--logprobs",
@@ -105,6 +108,14 @@ def decoding(args: argparse.Namespace) -> Decoding:
         overflow=args.overflow,
         speculate=args.speculate,
     )
+
+
+def session(argument: str) -> str:
+    """A session's name. Raises ArgumentTypeError."""
+    plain = argument.isascii() and argument.replace("-", "").replace(".", "").replace("_", "").isalnum()
+    if not plain or argument[0] in "-._" or len(argument) > 64:
+        raise argparse.ArgumentTypeError(f"cannot use {argument!r}: at most 64 letters, digits, and . _ - inside")
+    return argument
 
 
 def bias(argument: str) -> tuple[str, float]:

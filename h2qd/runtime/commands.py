@@ -67,6 +67,8 @@ FALLBACK_CODES = frozenset(
         "worker_oom",
         "worker_hung",
         "unloaded",
+        "remote_failed",
+        "remote_unreachable",
     }
 )
 """What another model may help with: not the request is at fault, but what was to answer it."""
@@ -274,6 +276,8 @@ class Commands:
     def _unknown(self, name: str) -> Fault:
         if (row := self._missing.get(name)) is not None:
             return Fault("file_not_found", f"cannot use {name}: {row.reason}")
+        if (row := self._missing.get(f"{name.partition('/')[0]}/*")) is not None:
+            return Fault("remote_unreachable", f"cannot use {shown(name)}: {row.reason}")
         return no_such_model(self._supervisor.state, shown(name))
 
     # --- models and residency ---------------------------------------------------------------------

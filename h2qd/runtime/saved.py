@@ -51,8 +51,8 @@ class SavedSessions:
         """Forget a user's session, of one model or of all, on disk and in the KV caches. Raises `Refusal`."""
         key = session_key(uid, session)
         sha256 = None if model is None else self._manifests[model].sha256
-        self._forget(key, model)
         files, freed_bytes = await self._on_disk(lambda: Folder(self._folder).remove(key, sha256))
+        self._forget(key, model)  # after it was counted: workers remove what they wrote themselves
         return m.SessionRemoved(session, files, freed_bytes)
 
     async def _on_disk(self, work: Callable[[], _Found]) -> _Found:

@@ -77,6 +77,10 @@ def test_what_servers_have_is_in_the_list_under_their_names(client: Client) -> N
     assert rows["box/small:latest"].size_bytes == 40 * MIB
     assert not rows["off/*"].available
     assert "NO_SUCH_KEY" in rows["mute/*"].reason
+    for name, reason in (("off/any", "cannot connect"), ("mute/any", "NO_SUCH_KEY")):
+        with pytest.raises(H2qError, match=reason) as raised:
+            client.load(name)
+        assert raised.value.code == "remote_unreachable"
     doctor = {check.name: check.verdict for check in client.doctor().checks}
     assert "model lab/gpt-small" not in doctor
 

@@ -166,3 +166,11 @@ def test_a_quick_verb_imports_nothing_that_it_does_not_need() -> None:
         "ssl",
     ):
         assert f'"{heavy}"' not in loaded
+
+
+@pytest.mark.parametrize("name", ["../evil", "", ".hidden", "größe", "a" * 65, "a b"])
+def test_a_session_that_no_daemon_would_take_is_refused_here(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser.parse(["infer", "hi", "--session", name])
+    assert left.value.code == 2
+    assert "at most 64 letters" in capsys.readouterr().err
