@@ -16,11 +16,11 @@ from pathlib import Path
 
 import zmq
 
+from h2qd import policy
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
 from h2qd.core.events import ForgetAsked, ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
-from h2qd.core.guard import Thresholds
-from h2qd.core.records import Rules, Ticket, Traits, Want
+from h2qd.core.records import Ticket, Want
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import remotes, views
@@ -49,7 +49,6 @@ from h2qd.runtime.stall import StallTrigger
 from h2qd.runtime.supervisor import Supervisor
 from h2qd.runtime.timers import Timers
 from h2qd.runtime.watch import Watch
-from h2qd.runtime.workers import Patience
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.lock import LockedError, StateLock
 from h2qd.store.registry import Manifest, Registry
@@ -86,7 +85,7 @@ class Daemon:
         self._notifier = Notifier.from_environ(os.environ)
         self._heap = Heap(lambda: rss_bytes(self._pid))
 
-        self._supervisor = Supervisor(_rules(config), checks=checks)
+        self._supervisor = Supervisor(policy.rules(config), checks=checks)
         self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
@@ -96,8 +95,8 @@ class Daemon:
         self._gauge = Gauge(accelerators=self._accelerators)
         self._watch = Watch(self._gauge, config.memory, self._supervisor.post, self._loop.time)
         self._stalls: StallTrigger | None = None
-        self._containers = Containers(lambda planned: _margin_bytes(config, planned))
-        patience = _patience(config)
+        self._containers = Containers(lambda planned: policy.margin_bytes(config, planned))
+        patience = policy.patience(config)
         folder = Path(config.state_dir) / "sessions"
         self._residents = Residents(
             self._zygote,
@@ -111,7 +110,7 @@ class Daemon:
                 config.worker.threads,
                 str(folder),
                 config.sessions.disk_quota_bytes,
-                _quantize(config),
+                policy.quantize(config),
                 remotes.targets(config.remotes),
             ),
             self._adapters,
@@ -312,9 +311,9 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        quantize = _quantize(self._config).get(manifest.name, "")
+        quantize = policy.quantize(self._config).get(manifest.name, "")
         shape = shape_of(manifest.facts, quantize, self._adapters.size_bytes(manifest.name))
-        traits = _traits(self._config, manifest.name)
+        traits = policy.traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
 
@@ -352,66 +351,6 @@ class Daemon:
 
     def _access(self, uid: int) -> Access | None:
         return self._config.access.level(uid, os.getuid())
-
-
-def _rules(config: Config) -> Rules:
-    failures, guard = config.failures, config.guard
-    return Rules(
-        exclusive=config.residency.policy == "exclusive",
-        strict=config.memory.strict,
-        park_s=config.residency.park_s,
-        buffer_bytes=config.memory.safety_buffer_bytes,
-        offload=config.memory.device == "auto",
-        guard=Thresholds(guard.warn, guard.critical, guard.emergency, guard.leave_gap, guard.dwell_s, guard.calm_s),
-        slots=config.model.slots,
-        patience_s=config.residency.patience_s,
-        queue_max=config.requests.queue_max,
-        cancel_grace_s=config.worker.cancel_grace_s,
-        backoff_first_s=failures.backoff_first_s,
-        backoff_max_s=failures.backoff_max_s,
-        breaker_count=failures.breaker_count,
-        breaker_window_s=failures.breaker_window_s,
-    )
-
-
-def _traits(config: Config, name: str) -> Traits:
-    """What the configuration says of a model; what it does not say is as for all models."""
-    general, own = config.model, config.models.get(name)
-    if own is None:
-        return Traits(general.kv_type, general.degrade, general.min_ctx, ttl_s=general.ttl_s)
-    return Traits(
-        kv_type=own.kv_type or general.kv_type,
-        degrade=general.degrade if own.degrade is None else own.degrade,
-        min_ctx=own.min_ctx or general.min_ctx,
-        variants=own.variants,
-        priority=own.priority,
-        ttl_s=general.ttl_s if own.ttl_s is None else own.ttl_s,
-    )
-
-
-def _quantize(config: Config) -> dict[str, str]:
-    """What weights are turned into, by model; only of those whose are."""
-    return {name: model.quantize for name, model in config.models.items() if model.quantize != "none"}
-
-
-def _margin_bytes(config: Config, planned_bytes: int) -> int:
-    """What a worker may take beyond its plan. A size counts in full, also one that is larger than the plan."""
-    margin = config.worker.memory_margin
-    return margin.size_bytes if margin.size_bytes is not None else margin.of(planned_bytes)
-
-
-def _patience(config: Config) -> Patience:
-    worker = config.worker
-    return Patience(
-        start_s=worker.start_timeout_s,
-        load_s=worker.load_timeout_s,
-        stall_s=worker.stall_timeout_s,
-        stop_grace_s=worker.stop_grace_s,
-        save_s=config.sessions.save_timeout_s,
-        ping_s=worker.ping_interval_s,
-        nice=worker.nice,
-        oom_score_adj=worker.oom_score_adj,
-    )
 
 
 def run(config: Config, *, checks: bool = False) -> None:
