@@ -282,6 +282,7 @@ class Daemon:
         if again:
             self._supervisor.post(TimerFired(self._loop.time(), Timer(Clock.DRAIN, 0)))
             self._residents.close()
+            self._loop.call_later(2 * self._config.worker.stop_grace_s, self._ended.set)  # a defect must not keep it
 
     def _close(self) -> None:
         self._notices.end_all()
