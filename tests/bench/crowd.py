@@ -4,6 +4,7 @@ In turns with the engine in a process of its own, as in `batch`, on a context of
 is of one core. Peaks are of what a process had resident (VmHWM), the pages of the model's file among it.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from threading import Thread
 
 import psutil
 
+from h2qctl import Client
 from h2qd.runtime.meter import parse_sizes
 from tests.bench import daemons, figures
 from tests.bench.batch import SHARE_TOKENS, SLOTS, TOKENS, process, prompts, served, take
@@ -30,16 +32,18 @@ def bench(setting: Setting) -> Iterator[Row]:
     rates, alone, shares = [], [], []
     config = f"model: {{slots: {SLOTS}, ctx: {SHARE_TOKENS}}}"
     with (
+        contextlib.ExitStack() as stack,
         daemons.running(setting.folder, {"demo": setting.model}, config) as daemon,
         daemon.client() as client,
         process("engine", setting.model) as engine,
         served(os.environ.get("H2Q_LLAMA_SERVER"), setting.model) as peer,
     ):
         client.load("demo")
+        clients = [stack.enter_context(daemon.client()) for _ in range(SLOTS)]
         supervisor = daemon.supervisor()
         for turn in rounds(1 + _ROUNDS, 90):
             before = sum(supervisor.cpu_times()[:2])
-            took_s = _together(daemon, take(fresh, SLOTS))
+            took_s = _together(clients, take(fresh, SLOTS))
             share = 100 * (sum(supervisor.cpu_times()[:2]) - before) / took_s
             lone = engine.rate(take(fresh, SLOTS)).rate
             if peer is not None:
@@ -64,15 +68,14 @@ def bench(setting: Setting) -> Iterator[Row]:
         yield Row(f"{peak}, against llama-server", "MB", ours_mb, theirs_mb, bound=Bound(PEAK_RATIO_MAX))
 
 
-def _together(daemon: daemons.Daemon, prompts: Sequence[str]) -> float:
-    """Seconds until all have their answer, a connection and a stream for each."""
+def _together(clients: Sequence[Client], prompts: Sequence[str]) -> float:
+    """Seconds until all have their answer, each over a connection of its own."""
 
-    def ask(prompt: str) -> None:
-        with daemon.client() as client:
-            for _ in client.stream(prompt, "demo", max_tokens=TOKENS, ignore_eos=True, temperature=0):
-                pass
+    def ask(client: Client, prompt: str) -> None:
+        for _ in client.stream(prompt, "demo", max_tokens=TOKENS, ignore_eos=True, temperature=0):
+            pass
 
-    threads = [Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    threads = [Thread(target=ask, args=pair) for pair in zip(clients, prompts, strict=True)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
