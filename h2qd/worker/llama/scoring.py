@@ -13,14 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from h2qd.wire.workers import ChosenToken, GenerationFailed, Prefilling, Scored, ScoreText
+from h2qd.wire.workers import ChosenToken, Scored, ScoreText
 from h2qd.worker.engine import EngineError, Said
-from h2qd.worker.llama.adapters import NONE
-from h2qd.worker.llama.context import ABORTED, Cache, Context, DecodeError, Piece
+from h2qd.worker.llama.context import Context, Piece
 from h2qd.worker.llama.logprobs import Likelihoods
-from h2qd.worker.llama.overflow import Gap
+from h2qd.worker.llama.reading import Reading
 from h2qd.worker.llama.vocabulary import Vocabulary
-from h2qd.worker.llama.work import NOWHERE, TOLD_S_MIN
 
 LOGPROBS_TOKENS_MAX = 16384
 """Scored tokens whose single figures are told: more would not fit a message."""
@@ -36,7 +34,7 @@ class Scorable(NamedTuple):
     first: int
 
 
-class Scoring:
+class Scoring(Reading):
     """Scores `sequences`, one after another."""
 
     def __init__(
@@ -47,48 +45,20 @@ class Scoring:
         vocabulary: Vocabulary,
         start_s: float,
     ) -> None:
-        self.request = order.request
-        self.priority = order.priority
-        self.session = ""
-        self.arrived = 0
-        self.text: Sequence[int] = ()
-        self.gap: Gap | None = None
-        self.adapters = NONE
-        self.cache = Cache(NOWHERE)
-        self.cancelled = False
-        self.ended = False
-        self.broken = False
-        self.served = 0
-        self.surplus = 0
+        super().__init__(order, sum(len(sequence.tokens) - 1 for sequence in sequences), context, start_s)
         self._order = order
         self._sequences = sequences
-        self._context = context
         self._vocabulary = vocabulary
         self._at = 0  # the sequence that is being computed
         self._next = sequences[0].first  # the token of it to score next
-        self._total = sum(len(sequence.tokens) - 1 for sequence in sequences)
-        self._before = 0  # tokens of the sequences that are done
         self._tokens = 0
         self._logprob = self._squares = 0.0
         self._told: list[ChosenToken] = []
-        self._start_s = self._told_s = start_s
 
     @property
     def rest(self) -> int:
         """Tokens to compute of the sequence; the last one is not: nothing follows it."""
         return len(self._sequences[self._at].tokens) - 1 - len(self.cache.tokens)
-
-    def seat(self, cache: Cache) -> None:
-        """Begin, or go on, in an empty `cache`."""
-        self.cache = cache
-
-    def pause(self) -> None:
-        """What was computed of the text at hand is computed again."""
-        self.cache = Cache(NOWHERE)
-
-    def shifted(self, gap: Gap) -> None:
-        """It never comes to that: a text fits."""
-        raise NotImplementedError
 
     def ready(self, outputs: int) -> int:
         """Either what comes before all scored tokens, or as many of these as there are outputs."""
@@ -102,8 +72,8 @@ class Scoring:
         return Piece(self.cache, self._sequences[self._at].tokens[done : done + count], wanted)
 
     def next_of_answer(self, drafts: int) -> Piece:
-        """It never comes to that."""
-        raise NotImplementedError
+        """It never comes to that: all of the text is known."""
+        raise AssertionError(drafts)
 
     def computed(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
         """Score what follows the tokens that were computed."""
@@ -111,7 +81,6 @@ class Scoring:
         for logits in outputs:
             likelihoods = Likelihoods(logits, 0 if self._order.logprobs else None)
             if not likelihoods.finite:
-                self.broken = True
                 return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
             token = tokens[self._next]
             logprob = likelihoods.of(token)
@@ -124,27 +93,6 @@ class Scoring:
         if self._next == len(tokens):
             return self._sequence_ended()
         return self._progress()
-
-    def cancel(self) -> list[Said]:
-        """End it as it was asked to."""
-        return self._fail("cancelled", "the request was cancelled")
-
-    def undecoded(self, error: DecodeError) -> list[Said]:
-        """What was to be computed was not."""
-        if error.status == ABORTED:  # only a cancel aborts
-            return self.cancel()
-        return self._fail("generation_failed", f"cannot go on: {error}")
-
-    def close(self) -> None:
-        """Nothing is held beside the cache."""
-        self.ended = True
-
-    def _progress(self) -> list[Said]:
-        now_s = time.perf_counter()
-        if now_s - self._told_s < TOLD_S_MIN:
-            return []
-        self._told_s = now_s
-        return [Prefilling(self.request, self._before + len(self.cache.tokens), self._total)]
 
     def _sequence_ended(self) -> list[Said]:
         self._before += len(self.cache.tokens)
@@ -165,10 +113,6 @@ class Scoring:
                 compute_ms=(time.perf_counter() - self._start_s) * 1000,
             )
         ]
-
-    def _fail(self, code: str, message: str) -> list[Said]:
-        self.ended = True
-        return [GenerationFailed(self.request, code, message)]
 
 
 def sequences(order: ScoreText, vocabulary: Vocabulary, size: int) -> list[Scorable]:

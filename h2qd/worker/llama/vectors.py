@@ -13,41 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
-from h2qd.wire.workers import Embedded, EmbedTexts, GenerationFailed, Prefilling
+from h2qd.wire.workers import Embedded, EmbedTexts
 from h2qd.worker.engine import EngineError, Said
-from h2qd.worker.llama.adapters import NONE
-from h2qd.worker.llama.context import ABORTED, Cache, Context, DecodeError, Piece
-from h2qd.worker.llama.overflow import Gap
+from h2qd.worker.llama.context import Context, Piece
+from h2qd.worker.llama.reading import Reading
 from h2qd.worker.llama.vocabulary import Vocabulary
-from h2qd.worker.llama.work import NOWHERE, TOLD_S_MIN
 
 _NUMBER_BYTES = 9
 """On the wire."""
 
 
-class Vectors:
+class Vectors(Reading):
     """The vectors of `texts`, which are tokens, one after another."""
 
     def __init__(self, order: EmbedTexts, texts: "Texts", context: Context, start_s: float) -> None:
-        self.request = order.request
-        self.priority = order.priority
-        self.session = ""
-        self.arrived = 0
-        self.text: Sequence[int] = ()
-        self.gap: Gap | None = None
-        self.adapters = NONE
-        self.cache = Cache(NOWHERE)
-        self.cancelled = False
-        self.ended = False
-        self.broken = False
-        self.served = 0
-        self.surplus = 0
+        super().__init__(order, texts.count, context, start_s)
         self._order = order
         self._texts = texts
-        self._context = context
         self._vectors: list[list[float]] = []
-        self._before = 0  # tokens of the texts that are done
-        self._start_s = self._told_s = start_s
 
     @property
     def _text(self) -> list[int]:
@@ -57,18 +40,6 @@ class Vectors:
     def rest(self) -> int:
         """What is before the last token."""
         return len(self._text) - 1 - len(self.cache.tokens)
-
-    def seat(self, cache: Cache) -> None:
-        """Begin, or go on, in an empty `cache`."""
-        self.cache = cache
-
-    def pause(self) -> None:
-        """What was computed of the text at hand is computed again."""
-        self.cache = Cache(NOWHERE)
-
-    def shifted(self, gap: Gap) -> None:
-        """It never comes to that: a text fits."""
-        raise NotImplementedError
 
     def ready(self, outputs: int) -> int:
         """All of the rest."""
@@ -91,8 +62,7 @@ class Vectors:
             return self._progress()
         vector = finished(outputs[0], normalize=self._order.normalize)
         if vector is None:
-            self.broken = True
-            return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self._break()
         self._before += len(self._text)
         self._vectors.append(vector)
         self._context.clear(self.cache)
@@ -100,31 +70,6 @@ class Vectors:
             return self._progress()
         self.ended = True
         return [answered(self._order, self._texts, self._vectors, "last", self._start_s)]
-
-    def cancel(self) -> list[Said]:
-        """End it as it was asked to."""
-        return self._fail("cancelled", "the request was cancelled")
-
-    def undecoded(self, error: DecodeError) -> list[Said]:
-        """What was to be computed was not."""
-        if error.status == ABORTED:  # only a cancel aborts
-            return self.cancel()
-        return self._fail("generation_failed", f"cannot go on: {error}")
-
-    def close(self) -> None:
-        """Nothing is held beside the cache."""
-        self.ended = True
-
-    def _progress(self) -> list[Said]:
-        now_s = time.perf_counter()
-        if now_s - self._told_s < TOLD_S_MIN:
-            return []
-        self._told_s = now_s
-        return [Prefilling(self.request, self._before + len(self.cache.tokens), self._texts.count)]
-
-    def _fail(self, code: str, message: str) -> list[Said]:
-        self.ended = True
-        return [GenerationFailed(self.request, code, message)]
 
 
 class Texts:
