@@ -79,6 +79,7 @@ class Daemon:
         self._missing: dict[str, m.ModelRow] = {}
         self._manifests: dict[str, Manifest] = {}
         self._adapters = Adapters.of(config)
+        self._quantize = policy.quantize(config)
         self._meter = ThreadPoolExecutor(1, "meter")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._registry = registry
@@ -110,7 +111,7 @@ class Daemon:
                 config.worker.threads,
                 str(folder),
                 config.sessions.disk_quota_bytes,
-                policy.quantize(config),
+                self._quantize,
                 remotes.targets(config.remotes),
             ),
             self._adapters,
@@ -312,8 +313,9 @@ class Daemon:
     def _model_registered(self, manifest: Manifest) -> None:
         named = self._config.models.get(manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
-        quantize = policy.quantize(self._config).get(manifest.name, "")
-        shape = shape_of(manifest.facts, quantize, self._adapters.size_bytes(manifest.name))
+        shape = shape_of(
+            manifest.facts, self._quantize.get(manifest.name, ""), self._adapters.size_bytes(manifest.name)
+        )
         traits = policy.traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
         self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))

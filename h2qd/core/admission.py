@@ -193,19 +193,24 @@ def _grant(turn: Turn, model: Model) -> None:
     """Fill the slots: the most urgent goes first; of those, the client whose last grant is longest ago."""
     if not turn.state.guard.admits_work:
         return
-    while line := [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t) and _has_slot(turn, t)]:
-        turn.grant(_next(turn, line), worker_of(model))
+    waiting = [t for t in turn.waiting_for(model.name, Want.INFER) if satisfies(model, t)]
+    while line := _with_slots(turn, model, waiting):
+        granted = _next(turn, line)
+        waiting.remove(granted)
+        turn.grant(granted, worker_of(model))
 
 
-def _has_slot(turn: Turn, ticket: Ticket) -> bool:
-    """Whether a slot is free for a ticket, or taken by work of a lower priority, which the engine pauses for it.
+def _with_slots(turn: Turn, model: Model, waiting: list[Ticket]) -> list[Ticket]:
+    """For whom a slot is free, or taken by work of a lower priority, which the engine pauses for it.
 
     Work that was paused and has aged is not paused again. An engine takes twice as many requests as it has slots.
     """
     slots = turn.state.rules.slots
-    running = [running.ticket for running in turn.running_on(ticket.model)]
-    ahead = [t for t in running if _urgency(turn, t, t.since) >= ticket.priority]
-    return len(ahead) < slots and len(running) < 2 * slots
+    running = [running.ticket for running in turn.running_on(model.name)]
+    if len(running) >= 2 * slots:
+        return []
+    urgencies = [_urgency(turn, t, t.since) for t in running]
+    return [t for t in waiting if sum(urgency >= t.priority for urgency in urgencies) < slots]
 
 
 def _next(turn: Turn, line: list[Ticket]) -> Ticket:
