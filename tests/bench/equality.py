@@ -7,12 +7,11 @@ of other shapes are rounded otherwise: how many answers that changes is only tol
 
 import http.client
 import json
-import os
 from collections.abc import Iterator
 
 from tests.bench import daemons
-from tests.bench.batch import served
 from tests.bench.figures import Bound, Row
+from tests.bench.server import served
 from tests.bench.setting import Setting
 
 PROMPTS = 50
@@ -34,7 +33,7 @@ _BEGINNINGS = (
 def bench(setting: Setting) -> Iterator[Row]:
     """Answers that are equal, of all."""
     with (
-        served(os.environ.get("H2Q_LLAMA_SERVER"), setting.model, 1, "--ctx-checkpoints", "0") as peer,
+        served(setting.model, 1, "--ctx-checkpoints", "0") as peer,
         daemons.running(setting.folder, {"demo": setting.model}, "worker: {threads: 2}") as daemon,
         daemon.client() as client,
     ):

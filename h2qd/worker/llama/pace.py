@@ -2,11 +2,15 @@
 
 Pure. Called by `batch`, which says how long passes took. While somebody decodes, a pass of prompts may take little
 longer than a pass of tokens: a stream's gaps then grow to two and a half times at most, and prompts still get about
-half of the time. Invariant: prompts always get something.
+half of the time. Where more wait than decode, each counts alike: a lone stream beside seven newcomers gets an eighth
+of the time until they decode too, for larger pieces cost less. Invariant: prompts always get something.
 """
 
 DELAY_RATIO = 1.4
 """A pass of prompts between two tokens of a stream, against the pass that computes those tokens."""
+
+DELAY_S_MAX = 0.150
+"""A stream whose company is large goes on after this at the latest, unless its own passes take longer."""
 
 DELAY_S_MIN = 0.010
 """Nobody sees less than this; on a fast device smaller passes would only waste it."""
@@ -44,11 +48,11 @@ class Pace:
         """A pass of so many prompt tokens, between tokens of streams, took so long."""
         self._token_s = _mean(self._token_s, max(took_s / 2, took_s - _FIXED_RATIO * self._decode_s) / tokens)
 
-    def between_tokens(self) -> int:
-        """How many prompt tokens the next pass may take while somebody decodes."""
+    def between_tokens(self, crowding: float = 0.0) -> int:
+        """Prompt tokens that a pass may take while somebody decodes; `crowding`: how many wait for each who does."""
         if self._decode_s and self._token_s:
-            room_s = max(DELAY_S_MIN, DELAY_RATIO * self._decode_s) - _FIXED_RATIO * self._decode_s
-            steps = int(room_s / self._token_s / TOKENS_STEP)
+            delay_s = max(DELAY_S_MIN, DELAY_RATIO * self._decode_s, min(crowding * self._decode_s, DELAY_S_MAX))
+            steps = int((delay_s - _FIXED_RATIO * self._decode_s) / self._token_s / TOKENS_STEP)
             self._last = max(TOKENS_STEP, min(steps * TOKENS_STEP, self._last * _GROWTH_MAX, self._tokens_max))
         return self._last
 

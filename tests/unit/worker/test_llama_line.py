@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from h2qd.worker.llama.line import gives_way, head
+from h2qd.worker.llama.line import crowding, gives_way, head
 
 
 class One(NamedTuple):
@@ -26,3 +26,11 @@ def test_nobody_gives_way_to_an_equal() -> None:
     assert gives_way(running, One(1, 9)) is None
     assert gives_way([], One(2, 9)) is None
     assert gives_way(running, One(2, 9)) == One(1, 1)
+
+
+def test_who_waits_counts_like_who_decodes_unless_of_less_priority() -> None:
+    newcomers = [One(1, arrived) for arrived in range(7)]
+    assert crowding(newcomers, [One(1, 0)]) == 7
+    assert crowding(newcomers[:1], [One(1, 0), One(1, 1)]) == 0.5
+    assert crowding([*newcomers, One(0, 9)], [One(0, 0), One(1, 1)]) == 3.5
+    assert crowding([One(0, 8), One(0, 9)], [One(1, 0)]) == 0

@@ -2,17 +2,17 @@
 
 import pytest
 
-from h2qd.worker.llama.pace import DELAY_RATIO, DELAY_S_MIN, TOKENS_STEP, Pace
+from h2qd.worker.llama.pace import DELAY_RATIO, DELAY_S_MAX, DELAY_S_MIN, TOKENS_STEP, Pace
 
 
-def settled(decode_s: float, fixed_s: float, token_s: float) -> tuple[Pace, int]:
+def settled(decode_s: float, fixed_s: float, token_s: float, crowding: float = 0) -> tuple[Pace, int]:
     """A pace after many passes on a device where they take so long; and what it then gives."""
     pace = Pace(512)
     for _ in range(200):
         pace.decoded(decode_s)
-        tokens = pace.between_tokens()
+        tokens = pace.between_tokens(crowding)
         pace.prefilled(tokens, fixed_s + tokens * token_s)
-    return pace, pace.between_tokens()
+    return pace, pace.between_tokens(crowding)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,16 @@ def test_prompts_always_get_something() -> None:
 def test_a_fast_device_does_not_waste_passes() -> None:
     _, tokens = settled(0.001, 0.0005, 0.0001)
     assert 0.0005 + tokens * 0.0001 >= DELAY_S_MIN * 0.8
+
+
+@pytest.mark.parametrize(("crowding", "delay_s"), [(0.5, 0.014), (1, 0.014), (4, 0.04), (7, 0.07), (60, DELAY_S_MAX)])
+def test_each_who_waits_counts_like_one_who_decodes(crowding: float, delay_s: float) -> None:
+    _, tokens = settled(0.010, 0.003, 0.0004, crowding)
+    assert delay_s * 0.85 <= 0.003 + tokens * 0.0004 <= delay_s * 1.05
+
+
+def test_a_large_company_does_not_shrink_a_slow_pass() -> None:
+    assert settled(1.0, 0.2, 0.05, 60)[1] == settled(1.0, 0.2, 0.05)[1]
 
 
 def test_a_busy_moment_changes_little() -> None:
