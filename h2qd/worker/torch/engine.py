@@ -25,12 +25,12 @@ from h2qd.wire.workers import (
     TokenizeText,
 )
 from h2qd.worker.engine import Beat, EngineError, Progress, Said
-from h2qd.worker.llama.template import ChatTemplate
+from h2qd.worker.heap import trim_heap
+from h2qd.worker.prompt import prompt_tokens, too_long
+from h2qd.worker.template import ChatTemplate
 from h2qd.worker.torch import model
-from h2qd.worker.torch.chat import chat_tokens
 from h2qd.worker.torch.generation import Generation
-from h2qd.worker.torch.memory import trim_heap
-from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, Model, Wanted
+from h2qd.worker.torch.model import Model, Wanted
 from h2qd.worker.torch.sampler import Chooser
 from h2qd.worker.torch.scoring import Scoring
 from h2qd.worker.torch.vectors import Vectors
@@ -129,9 +129,9 @@ class TorchEngine:
             return Scoring(order, loaded, start_s)
         if order.adapters:
             raise EngineError("unsupported", "cannot use adapters with a model folder: they are for GGUF models")
-        prompt = self._prompt(order, loaded)
+        prompt = prompt_tokens(order, loaded.vocabulary, self._chat_template, room=loaded.ctx)
         if len(prompt) + 1 > loaded.ctx:
-            raise _overflow(f"has {len(prompt)} tokens", loaded.ctx)
+            raise too_long(f"{len(prompt)} tokens", loaded.ctx)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
         chooser = Chooser(order.sampler, loaded.vocabulary.size, prompt, banned=banned)
         return Generation(order, prompt, loaded, chooser, start_s)
@@ -172,30 +172,11 @@ class TorchEngine:
         gc.collect()  # modules and their hooks refer to each other
         trim_heap()
 
-    def _prompt(self, order: Generate, loaded: Model) -> list[int]:
-        """The tokens of a prompt or a conversation, at least one. Raises `EngineError`."""
-        if (order.prompt is None) == (order.turns is None):
-            raise EngineError("invalid_request", "cannot generate: give a prompt or a conversation, one of both")
-        texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
-        size = sum(map(len, texts))
-        if size > loaded.ctx * CHARS_PER_TOKEN_MAX:
-            raise _overflow(f"has {size} characters", loaded.ctx)
-        vocabulary = loaded.vocabulary
-        if order.turns is not None:
-            tokens = chat_tokens(order.turns, self._chat_template(loaded), vocabulary)
-        else:
-            tokens = vocabulary.tokenize(order.prompt or "", special=False)
-            if vocabulary.bos is not None and (vocabulary.adds_bos or not tokens):
-                tokens.insert(0, vocabulary.bos)
-        if not tokens:
-            raise EngineError("invalid_request", "cannot continue an empty prompt: this model has no beginning token")
-        return tokens
-
-    def _chat_template(self, loaded: Model) -> ChatTemplate:
+    def _chat_template(self) -> ChatTemplate:
         if self._template is None:
-            if not loaded.vocabulary.template:
+            if self._model is None or not self._model.vocabulary.template:
                 raise EngineError("no_chat_template", "cannot answer a conversation: the model has no chat template")
-            self._template = ChatTemplate(loaded.vocabulary.template)
+            self._template = ChatTemplate(self._model.vocabulary.template)
         return self._template
 
 
@@ -222,9 +203,3 @@ class _Spelling:
             return [Detokenized(order.request, self._vocabulary.text(order.tokens))]
         tokens = self._vocabulary.tokenize(order.text, special=order.special)
         return [Tokenized(order.request, tokens, [self._vocabulary.piece(t) for t in tokens] if order.pieces else [])]
-
-
-def _overflow(what: str, size: int) -> EngineError:
-    return EngineError(
-        "context_overflow", f"cannot fit the prompt: it {what}, the context holds {size} and needs room for an answer"
-    )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
+from h2qd.worker.detokenizer import Detokenizer
 from h2qd.worker.engine import Said
-from h2qd.worker.llama.detokenizer import Detokenizer
 from h2qd.worker.torch.model import InterruptedPassError, Model, Wanted
 from h2qd.worker.torch.sampler import BrokenLogitsError, Chooser, NoTokenLeftError, likely
 

@@ -14,17 +14,14 @@ from h2qd.safetensors.folder import read_folder
 from h2qd.safetensors.sentences import Sentences, read_sentences
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.workers import LoadModel
+from h2qd.worker.crew import Crew
 from h2qd.worker.engine import Beat, EngineError, Progress
-from h2qd.worker.llama.crew import Crew
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.heap import trim_heap
+from h2qd.worker.threads import thread_count
 from h2qd.worker.torch import structure, weights
 from h2qd.worker.torch.cache import open_cache
 from h2qd.worker.torch.libraries import torch
-from h2qd.worker.torch.memory import trim_heap
 from h2qd.worker.torch.vocabulary import Vocabulary
-
-CHARS_PER_TOKEN_MAX = 256
-"""No text is made of longer tokens than this; longer ones than fit are refused without tokenizing them."""
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from h2qd.wire.workers import ChosenToken, GenerationFailed, Prefilling, Scored, ScoreText
 from h2qd.worker.engine import EngineError, Said
-from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, InterruptedPassError, Model, Wanted
+from h2qd.worker.prompt import CHARS_PER_TOKEN_MAX
+from h2qd.worker.torch.model import InterruptedPassError, Model, Wanted
 from h2qd.worker.torch.sampler import bounded, log_softmax
 
 PIECE_TOKENS = 16

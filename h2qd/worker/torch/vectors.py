@@ -10,8 +10,9 @@ from typing import Any
 
 from h2qd.wire.workers import Embedded, EmbedTexts, GenerationFailed, Prefilling
 from h2qd.worker.engine import EngineError, Said
+from h2qd.worker.prompt import CHARS_PER_TOKEN_MAX
 from h2qd.worker.torch.libraries import torch
-from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, InterruptedPassError, Model, Wanted
+from h2qd.worker.torch.model import InterruptedPassError, Model, Wanted
 
 _NORM_MIN = 1e-12
 
