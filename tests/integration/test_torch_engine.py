@@ -204,12 +204,6 @@ def test_a_greedy_answer_is_that_of_transformers(engine: TorchEngine, reference:
     assert (end.finish, end.prompt_tokens, end.completion_tokens) == ("length", len(tokens), 12)
 
 
-def test_answers_in_turns_are_those_of_answers_alone(engine: TorchEngine) -> None:
-    alone = {n: text_of(said(engine, generate(n, prompt=PROMPT * n, ignore_eos=True))[n]) for n in (1, 7)}
-    together = said(engine, *(generate(n, prompt=PROMPT * n, ignore_eos=True) for n in (1, 7)))
-    assert {n: text_of(messages) for n, messages in together.items()} == alone
-
-
 def test_a_seed_gives_the_same_answer_again(engine: TorchEngine) -> None:
     def drawn(seed: int) -> str:
         sampler = Sampler(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
@@ -282,13 +276,6 @@ def test_a_full_engine_refuses_more(engine: TorchEngine) -> None:
         (number, "cancelled") for number in range(4)
     ]
     assert not engine.busy
-
-
-def test_higher_priority_goes_first(engine: TorchEngine) -> None:
-    engine.submit(generate(1, ignore_eos=True))
-    engine.submit(generate(2, ignore_eos=True, priority=2))
-    ends = [m.request for _ in range(100) if engine.busy for m in engine.step() if isinstance(m, Generated)]
-    assert ends == [2, 1]
 
 
 def test_a_cancel_ends_a_request_inside_a_pass(llama: Path) -> None:
