@@ -35,6 +35,7 @@ from h2qd.wire.workers import (  # noqa: E402
     TokenizeText,
     Turn,
 )
+from h2qd.worker.torch import grammar as grammar_module  # noqa: E402
 from h2qd.worker.torch import weights as weights_module  # noqa: E402
 from h2qd.worker.torch.engine import TorchEngine  # noqa: E402
 from h2qd.worker.torch.libraries import lean, torch, transformers  # noqa: E402
@@ -251,8 +252,6 @@ def test_a_conversation_goes_through_the_template_and_nobody_writes_control_toke
         ({"prompt": "x" * 600}, "context_overflow"),
         ({"prompt": "x" * 10**6}, "context_overflow"),
         ({"adapters": {"polite": 1.0}}, "unsupported"),
-        ({"sampler": Sampler(grammar="root ::= x")}, "unsupported"),
-        ({"sampler": Sampler(json_schema="{}")}, "unsupported"),
         ({"sampler": Sampler(logit_bias={300: 1.0})}, "invalid_request"),
     ],
 )
@@ -261,6 +260,15 @@ def test_requests_that_are_refused(engine: TorchEngine, fields: dict[str, Any], 
         engine.submit(generate(**fields))
     assert caught.value.code == code
     assert not engine.busy
+
+
+def test_grammars_need_a_library(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_module, "llguidance", None)
+    for sampler in (Sampler(grammar='root ::= "x"'), Sampler(json_schema="{}")):
+        with pytest.raises(EngineError) as caught:
+            engine.submit(generate(sampler=sampler))
+        assert caught.value.code == "unsupported"
+        assert "llguidance" in caught.value.message
 
 
 def test_a_full_engine_refuses_more(engine: TorchEngine) -> None:

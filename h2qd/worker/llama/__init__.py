@@ -6,7 +6,7 @@ request), of which there are three kinds: `slot` (an answer, from prompt to end)
 `vocabulary`, and for answers `sampler`, `logprobs`, `drafts` (guesses what follows). What `batch` asks: `seating`
 (where a request goes on: `placement` among caches, `sessions` in the cache and on disk), `shares` (who takes part in
 a pass); `overflow` (what stays of a text that outgrows the context). `encoder` takes the batch's place for models
-made for vectors. For what clients may add: `grammar` over `gbnf` and `schema`; `log` beside them. What is not about
+made for vectors. For what clients may add: `grammar` over `schema`; `log` beside them. What is not about
 this library lies one folder up.
 
 Invariant: native code sees no file that `h2qd.gguf` or `h2qd.sessions` has not passed, no text of a client but as

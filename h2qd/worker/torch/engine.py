@@ -91,7 +91,7 @@ class TorchEngine:
         """Take a request.
 
         Raises `EngineError`: not_loaded, queue_full, unsupported, invalid_request, context_overflow,
-        no_chat_template, invalid_messages.
+        no_chat_template, invalid_messages, invalid_grammar.
         """
         loaded = self._model
         if loaded is None:
@@ -119,7 +119,8 @@ class TorchEngine:
         if len(prompt) + 1 > loaded.ctx:
             raise too_long(f"{len(prompt)} tokens", loaded.ctx)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
-        chooser = Chooser(order.sampler, loaded.vocabulary.size, prompt, banned=banned)
+        grammar = loaded.grammars.open(order.sampler)
+        chooser = Chooser(order.sampler, loaded.vocabulary.size, prompt, banned=banned, grammar=grammar)
         return Generation(order, prompt, loaded, chooser, start_s)
 
     def cancel(self, request: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from h2qd.wire.workers import ChosenToken, Generate, Generated, Prefilling, Text
 from h2qd.worker.detokenizer import Detokenizer
 from h2qd.worker.engine import Said
+from h2qd.worker.torch.grammar import BrokenGrammarError
 from h2qd.worker.torch.model import Model, Row
 from h2qd.worker.torch.sampler import BrokenLogitsError, Chooser, NoTokenLeftError, likely
 from h2qd.worker.torch.work import Work
@@ -104,6 +105,8 @@ class Generation(Work):
             token = self._chooser.choose(logits)
         except NoTokenLeftError:
             return self._finish("stop")
+        except BrokenGrammarError:
+            return self.fail("invalid_grammar", "cannot go on: the grammar takes too long, it is too ambiguous")
         except BrokenLogitsError:
             return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
         if self._tokens == 0:

@@ -24,6 +24,7 @@ from h2qd.worker.threads import thread_count
 from h2qd.worker.torch import structure, weights
 from h2qd.worker.torch.attention import join_caches
 from h2qd.worker.torch.cache import open_cache
+from h2qd.worker.torch.grammar import Grammars
 from h2qd.worker.torch.libraries import torch
 from h2qd.worker.torch.vocabulary import Vocabulary
 
@@ -66,6 +67,7 @@ class Model:
     facts: ModelFacts
     sentences: Sentences
     vocabulary: Vocabulary
+    grammars: Grammars
     device: str
     generates: bool
     beat: Beat
@@ -176,7 +178,9 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     if device != "cpu":
         module.to(device)
     trim_heap()
-    model = Model(module, known, sentences, vocabulary, device, folder.family.generates, beat, crew)
+    model = Model(
+        module, known, sentences, vocabulary, Grammars(vocabulary), device, folder.family.generates, beat, crew
+    )
     model.watch_layers()
     scaled = _scaled_by_longest(module.config)
     if scaled and model.generates:

@@ -85,6 +85,11 @@ class Vocabulary:
         """The control tokens that are spelled out in `text`."""
         return {word for word in self._controls if word in text}
 
+    def as_json(self) -> str:
+        """All of the tokenizer, as its library writes it."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def stream(self) -> Stream:
         """For the tokens of one answer."""
         return Stream(self._tokenizer)
