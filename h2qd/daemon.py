@@ -278,12 +278,21 @@ class Daemon:
         log.info("daemon.stop_asked", signal=signal.Signals(number).name, at_once=again)
         self._phase = "stopping"
         self._notifier.stopping("draining")
+        if not again:
+            self._loop.call_later(
+                policy.stop_s_max(self._config), self._overdue
+            )  # first: no defect below may lose it
         self._commands.stop_jobs()
         self._supervisor.post(StopAsked(self._loop.time(), self._config.shutdown.drain_s))
         if again:
             self._supervisor.post(TimerFired(self._loop.time(), Timer(Clock.DRAIN, 0)))
             self._residents.close()
             self._loop.call_later(2 * self._config.worker.stop_grace_s, self._ended.set)  # a defect must not keep it
+
+    def _overdue(self) -> None:
+        """All that a stop may take is over, and it has not ended: that is a defect, and must not keep the daemon."""
+        log.error("daemon.stop_overdue", state=repr(self._supervisor.state.stopping))
+        self._ended.set()
 
     def _close(self) -> None:
         self._notices.end_all()

@@ -69,3 +69,9 @@ def patience(config: Config) -> Patience:
         nice=worker.nice,
         oom_score_adj=worker.oom_score_adj,
     )
+
+
+def stop_s_max(config: Config) -> float:
+    """All that a stop may take: running requests, then each worker's sessions and the steps of stopping it."""
+    worker = config.worker
+    return config.shutdown.drain_s + worker.cancel_grace_s + config.sessions.save_timeout_s + 2 * worker.stop_grace_s
