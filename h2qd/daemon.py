@@ -36,6 +36,7 @@ from h2qd.runtime.meter import rss_bytes
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
+from h2qd.runtime.pulls import Pulls
 from h2qd.runtime.readings import Gauge
 from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.remotes import Remotes
@@ -149,6 +150,8 @@ class Daemon:
             self._residents,
             self._notices,
             self._imports,
+            self._remotes,
+            Pulls(self._remotes, errands),
             SavedSessions(
                 folder, config.sessions.disk_quota_bytes, self._manifests, self._disk, self._residents.forget
             ),

@@ -2,11 +2,13 @@
 
 Each server is asked by a worker (`errands`) at the start and every so often. What it has is registered under
 `REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the reason, its models
-staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the task of each server.
+staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the task of each server,
+and by `pulls` and `commands`, which ask what a name means there.
 Invariant: nothing of a server is kept on disk.
 """
 
 import asyncio
+import difflib
 import ipaddress
 import re
 import time
@@ -16,12 +18,13 @@ from urllib.parse import urlsplit
 import psutil
 
 from h2qd.config.schema import Remote
+from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
-from h2qd.wire.names import name_fault, shown
+from h2qd.wire.names import name_fault, shown, tagged
 from h2qd.wire.workers import Listed, ListModels, RemoteModel, RemoteTarget
 
 log = get_logger()
@@ -30,6 +33,8 @@ MODELS_MAX = 256
 """Models of one server that are registered here; `remotes.NAME.models` chooses."""
 
 _RETRY_S_MIN = 5.0
+_TYPED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+"""A server's name of a model that a shell takes as it stands."""
 
 
 class Remotes:
@@ -56,6 +61,7 @@ class Remotes:
         self._registered = registered
         self._gone = gone
         self._targets = targets(remotes)
+        self._lists = dict.fromkeys(remotes, 0)
         self._looked = {name: asyncio.Event() for name in remotes}
 
     async def follow(self, name: str) -> None:
@@ -72,9 +78,64 @@ class Remotes:
         for server in {name.partition("/")[0] for name in names} & self._looked.keys():
             await self._looked[server].wait()
 
+    def to_pull(self, name: str) -> tuple[str, str]:
+        """The server, and its own name, of what a user calls `name`, which may be there or not.
+
+        Raises `Refusal`: invalid_request (there is no such server, or it is not to offer that), unsupported (it
+        cannot pull), remote_unreachable (it cannot be asked at all).
+        """
+        server, _, model = name.partition("/")
+        remote = self._remotes.get(server)
+        if remote is None or not model:
+            raise Refusal(self._no_server(name, server if model else ""))
+        if remote.type != "ollama":
+            raise Refusal(Fault("unsupported", f"cannot pull {shown(name)}: {server} is no Ollama, and cannot pull"))
+        if not _offers(remote, model):
+            fix = f"add {shown(model)} to remotes.{server}.models in the configuration"
+            raise Refusal(
+                Fault("invalid_request", f"cannot pull {shown(name)}: it would not be offered here", fix=fix)
+            )
+        if reason := self._lacking(remote):
+            raise Refusal(Fault("remote_unreachable", f"cannot pull {shown(name)}: {reason}"))
+        return server, model
+
+    def how_to_get(self, name: str) -> str:
+        """The command that would fetch `name`, which is not there; empty where none would."""
+        try:
+            self.to_pull(name)
+        except Refusal:
+            return ""
+        return f"h2qctl pull {name}" if _TYPED.fullmatch(name) else ""
+
+    def target(self, server: str) -> RemoteTarget:
+        """How to speak to one of the servers."""
+        return self._targets[server]
+
+    def named(self, server: str, model: str) -> Manifest | None:
+        """What is registered of a server's `model`, called as its users may call it there."""
+        ours = (one for one in self._manifests.values() if one.remote == server)
+        return next((one for one in ours if tagged(one.path) == tagged(model)), None)
+
+    def learn(self, name: str, models: list[RemoteModel]) -> None:
+        """What the server `name` has now, as it said itself."""
+        self._lists[name] += 1
+        if self._missing.pop(f"{name}/*", None) is not None:
+            log.info("remote.available", remote=name)
+        self._update(name, models)
+
+    def _no_server(self, name: str, server: str) -> Fault:
+        what = f"there is no remote {shown(server)}" if server else "say which server is to fetch it: REMOTE/NAME"
+        because = f"the configuration's remotes are {', '.join(self._remotes)}" if self._remotes else "it names none"
+        ollamas = [known for known, remote in self._remotes.items() if remote.type == "ollama"]
+        near = difflib.get_close_matches(server[:64], ollamas, 1) or (ollamas if len(ollamas) == 1 else [])
+        model = name.partition("/")[2] if server else name
+        fix = f"h2qctl pull {near[0]}/{model}" if near and _TYPED.fullmatch(model) else "h2qctl config"
+        return Fault("invalid_request", f"cannot pull {shown(name)}: {what}", (because,), fix=fix)
+
     async def _refresh(self, name: str) -> bool:
         reason = self._lacking(self._remotes[name])
         listed: Listed | None = None
+        lists = self._lists[name]
         if not reason:
             try:
                 listed = await self._errands.run(ListModels(self._targets[name]), name, Listed, lambda _: None)
@@ -86,9 +147,8 @@ class Remotes:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
             return False
-        if self._missing.pop(f"{name}/*", None) is not None:
-            log.info("remote.available", remote=name)
-        self._update(name, listed.models)
+        if self._lists[name] == lists:  # else a pull ended meanwhile, and knows better
+            self.learn(name, listed.models)
         return True
 
     def _lacking(self, remote: Remote) -> str:
@@ -101,7 +161,7 @@ class Remotes:
 
     def _update(self, name: str, models: list[RemoteModel]) -> None:
         remote = self._remotes[name]
-        wanted = [model for model in models if not remote.models or model.name in remote.models]
+        wanted = [model for model in models if _offers(remote, model.name)]
         if len(wanted) > MODELS_MAX:
             log.warning("remote.too_many_models", remote=name, models=len(wanted), registered=MODELS_MAX)
         found = {}
@@ -118,6 +178,13 @@ class Remotes:
         for manifest in list(self._manifests.values()):
             if manifest.remote == name and manifest.name not in found:
                 self._gone(manifest.name)
+
+
+def _offers(remote: Remote, model: str) -> bool:
+    """Whether a server's `model` is to be in the list here."""
+    if remote.type == "ollama":
+        return not remote.models or tagged(model) in map(tagged, remote.models)
+    return not remote.models or model in remote.models
 
 
 def targets(remotes: Mapping[str, Remote]) -> dict[str, RemoteTarget]:

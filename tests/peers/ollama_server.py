@@ -225,7 +225,8 @@ class OllamaServer(HttpServer):
                     for done in (total // 2, total)
                 ]
             lines += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
-            self.models[name] = Model(name)
+            name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+            self.models[name.lower()] = Model(name)
         for line in lines:
             await response.chunk(msgspec.json.encode(line) + b"\n")
             await asyncio.sleep(0.06)

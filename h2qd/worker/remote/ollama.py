@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from h2qd.wire.limits import TEXTS_MAX
-from h2qd.wire.names import shown
+from h2qd.wire.names import shown, tagged
 from h2qd.wire.workers import (
     DIMENSIONS_MAX,
     REMOTE_MODELS_MAX,
@@ -302,13 +302,7 @@ class Ollama:
         return (await self.server.look("/api/ps", _AllRunning)).models or []
 
     def _ours(self, running: list[_Running]) -> _Running | None:
-        return next((one for one in running if _full_name(one.name) == _full_name(self._model)), None)
-
-
-def _full_name(name: str) -> str:
-    """With the tag that Ollama adds; names are compared without case there."""
-    name = name.lower()
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+        return next((one for one in running if tagged(one.name) == tagged(self._model)), None)
 
 
 def _holding(ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
