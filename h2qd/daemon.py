@@ -161,7 +161,7 @@ class Daemon:
             self._access,
             self._adapters,
             config.requests.deadline_s,
-            {name: model.fallback for name, model in config.models.items()},
+            lambda name: policy.fallback(config, name),
         )
         self._supervisor.perform = Performer(
             self._calls,
@@ -234,6 +234,8 @@ class Daemon:
 
     async def _register_named(self) -> None:
         for name, model in self._config.models.items():
+            if not model.path:
+                continue  # its server tells of it
             known = self._manifests.get(name)
             if known is not None and known.path == model.path and model.backend in (None, known.backend):
                 continue
@@ -314,7 +316,7 @@ class Daemon:
         self._commands.gone(call)
 
     def _model_registered(self, manifest: Manifest) -> None:
-        named = self._config.models.get(manifest.name)
+        named = policy.named(self._config, manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
         shape = shape_of(
             manifest.facts, self._quantize.get(manifest.name, ""), self._adapters.size_bytes(manifest.name)

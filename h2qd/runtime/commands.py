@@ -6,7 +6,7 @@ check. A handler that fails by our own defect answers `internal`; details go to 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypedDict, Unpack
 
@@ -120,7 +120,7 @@ class Commands:
         access: Callable[[int], Access | None],
         adapters: Adapters,
         deadline_s: float,
-        fallbacks: Mapping[str, tuple[str, ...]],
+        fallbacks: Callable[[str], tuple[str, ...]],
     ) -> None:
         self._supervisor = supervisor
         self._calls = calls
@@ -275,9 +275,10 @@ class Commands:
         self._calls.reply(call, views.plan(state, state.models[self._known(ask.model)], ask))
 
     def _known(self, name: str) -> str:
-        """The name, which is registered."""
-        if name in self._supervisor.state.models:
-            return name
+        """What is registered under the name, or is meant by it."""
+        meant = self._remotes.called(name)
+        if meant in self._supervisor.state.models:
+            return meant
         raise Refusal(self._unknown(name))
 
     def _unknown(self, name: str) -> Fault:
@@ -326,8 +327,8 @@ class Commands:
         return m.Pulled(manifest.name, manifest.path, manifest.facts)
 
     def _remove(self, call: Call, ask: m.OfModel) -> None:
-        call.model = ask.model
-        self._supervisor.post(ForgetAsked(self._now(), call.number, ask.model))
+        call.model = self._remotes.called(ask.model)
+        self._supervisor.post(ForgetAsked(self._now(), call.number, call.model))
 
     def _load(self, call: Call, ask: m.Load) -> None:
         self._make_resident(call, ask, activate=False)
@@ -353,11 +354,11 @@ class Commands:
 
     def _pin(self, call: Call, ask: m.OfModel, *, pinned: bool) -> None:
         call.model = self._known(ask.model)
-        self._supervisor.post(PinAsked(self._now(), call.number, ask.model, pinned))
+        self._supervisor.post(PinAsked(self._now(), call.number, call.model, pinned))
 
     def _claim(self, call: Call, model: str | None, want: Want, **wishes: Unpack[Wishes]) -> None:
         """Make the call a ticket for a model, by default the active one."""
-        name = model or self._supervisor.state.active or ""
+        name = self._remotes.called(model or self._supervisor.state.active or "")
         if name and name not in self._supervisor.state.models:
             raise Refusal(self._unknown(name))
         call.model = name or None
@@ -392,9 +393,9 @@ class Commands:
         if call.deadline is None:
             call.deadline = call.arrived + self._deadline_s
         call.until = call.deadline
-        call.asked = model or self._supervisor.state.active or ""
+        call.asked = self._remotes.called(model or self._supervisor.state.active or "")
         # A part of a larger request asks this one or none.
-        call.fallbacks = self._fallbacks.get(call.asked, ()) if call.on_end is None else ()
+        call.fallbacks = self._fallbacks(call.asked) if call.on_end is None else ()
         if call.asked in self._supervisor.state.models and (fault := self._adapters.lack(call.asked, order)):
             raise Refusal(fault)
         try:
@@ -409,8 +410,8 @@ class Commands:
         if fault.code not in FALLBACK_CODES or said or call.order is None:
             return False
         while call.fallbacks:
-            model, *rest = call.fallbacks
-            call.fallbacks = tuple(rest)
+            following, *rest = call.fallbacks
+            model, call.fallbacks = self._remotes.called(following), tuple(rest)
             if model not in self._supervisor.state.models or self._adapters.lack(model, call.order) is not None:
                 continue
             log.info("request.fell_back", request=call.name, model=call.model, to=model, because=fault.message)

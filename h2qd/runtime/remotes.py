@@ -88,6 +88,7 @@ class Remotes:
         remote = self._remotes.get(server)
         if remote is None or not model:
             raise Refusal(self._no_server(name, server if model else ""))
+        model = dict(remote.aliases).get(model, model)
         if remote.type != "ollama":
             raise Refusal(Fault("unsupported", f"cannot pull {shown(name)}: {server} is no Ollama, and cannot pull"))
         if not _offers(remote, model):
@@ -106,6 +107,18 @@ class Remotes:
         except Refusal:
             return ""
         return f"h2qctl pull {name}" if _TYPED.fullmatch(name) else ""
+
+    def called(self, name: str) -> str:
+        """What the model that a user calls `name` is registered as, if it is at all.
+
+        A server's model may be called as the server calls it: in other letters, without its tag, or in spite of an
+        alias.
+        """
+        server, _, model = name.partition("/")
+        if name in self._manifests or server not in self._remotes:
+            return name
+        found = self.named(server, model)
+        return found.name if found is not None else name
 
     def target(self, server: str) -> RemoteTarget:
         """How to speak to one of the servers."""
@@ -161,12 +174,15 @@ class Remotes:
 
     def _update(self, name: str, models: list[RemoteModel]) -> None:
         remote = self._remotes[name]
+        aliases = {tagged(theirs): ours for ours, theirs in remote.aliases}
         wanted = [model for model in models if _offers(remote, model.name)]
+        wanted.sort(key=lambda model: tagged(model.name) not in aliases)  # whose name was chosen comes first
         if len(wanted) > MODELS_MAX:
             log.warning("remote.too_many_models", remote=name, models=len(wanted), registered=MODELS_MAX)
         found = {}
         for model in wanted[:MODELS_MAX]:
-            manifest = _manifest(name, remote, model)
+            alias = aliases.get(tagged(model.name))
+            manifest = _manifest(name, remote, model, f"{name}/{alias}" if alias else local_name(name, model.name))
             if manifest.name in found or name_fault(manifest.name):
                 log.warning("remote.model_skipped", remote=name, model=shown(model.name))
                 continue
@@ -182,9 +198,8 @@ class Remotes:
 
 def _offers(remote: Remote, model: str) -> bool:
     """Whether a server's `model` is to be in the list here."""
-    if remote.type == "ollama":
-        return not remote.models or tagged(model) in map(tagged, remote.models)
-    return not remote.models or model in remote.models
+    chosen = {*remote.models, *(theirs for _, theirs in remote.aliases)}
+    return not remote.models or tagged(model) in map(tagged, chosen)
 
 
 def targets(remotes: Mapping[str, Remote]) -> dict[str, RemoteTarget]:
@@ -210,7 +225,7 @@ def local_name(remote: str, name: str) -> str:
     return "/".join((remote, *(re.sub(r"\.{2,}", ".", part) for part in parts if part)))
 
 
-def _manifest(remote_name: str, remote: Remote, model: RemoteModel) -> Manifest:
+def _manifest(remote_name: str, remote: Remote, model: RemoteModel, name: str) -> Manifest:
     facts = m.ModelFacts(
         format=remote.type,
         architecture=model.family,
@@ -222,7 +237,7 @@ def _manifest(remote_name: str, remote: Remote, model: RemoteModel) -> Manifest:
         context_length=model.context_length,
     )
     return Manifest(
-        name=local_name(remote_name, model.name),
+        name=name,
         path=model.name,
         backend=remote.type,
         sha256="",

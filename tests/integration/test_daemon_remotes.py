@@ -150,6 +150,52 @@ def test_a_remote_that_does_not_come_up_costs_nothing(client: Client, tmp_path: 
     assert client.status().phase == "serving"
 
 
+def test_a_chosen_name_stands_for_a_long_one(tmp_path: Path) -> None:
+    long = "hf.co/Org/Tiny-GGUF:Q4_K_M"
+    with OllamaServer(Model("small:latest"), Model(long), Model("tiny:latest")) as peer:
+        aliases = f"{{tiny: '{long}', 'tiny:latest': small, absent: 'Gone:1b'}}"
+        with served(tmp_path, f"  box: {{type: ollama, url: '{peer.url}', aliases: {aliases}}}\n") as daemon:
+            own = daemon.client()
+            await_true(lambda: "box/tiny" in names(own), "it is listed")
+            assert names(own) == {"local", "box/tiny", "box/tiny:latest"}, "instead; who was named first has the name"
+            assert own.switch("box/tiny").model == "box/tiny"
+            assert list(peer.loaded) == [long]
+            assert not own.load(f"box/{long}").changed, "the long name means the same model"
+            assert own.show("box/tiny:latest").model.path == "small:latest"
+            with pytest.raises(H2qError) as caught:
+                own.load("box/absent")
+            assert caught.value.hint == "h2qctl pull box/absent"
+            assert own.pull("box/absent").path == "Gone:1b", "a pull is told the server's own name"
+            assert own.load("box/absent").changed
+
+
+def test_a_server_is_told_the_context_of_its_model(tmp_path: Path) -> None:
+    extra = "model: {slots: 2, ctx: 1024}\n"
+    models = "  box/small: {ctx: 512, fallback: [box/other]}\n"
+    with OllamaServer(Model("small:latest"), Model("other:latest", context_length=600)) as peer:
+        folder = tmp_path / "h2qd.yaml"
+        local = config_text({"local": script(tmp_path, "local")}, extra)
+        folder.write_text(f"{local}{models}remotes:\n  box: {{type: ollama, url: '{peer.url}'}}\n")
+        with started(tmp_path, folder) as daemon:
+            own = daemon.client()
+            await_true(lambda: "box/small:latest" in names(own), "it is listed")
+
+            def told() -> list[int]:
+                return [one.num_ctx for one in peer.loaded.values()]
+
+            assert own.load("box/small").ctx == 512, "also without the tag, here and in the configuration"
+            assert told() == [512], "of each request, however many there are"
+            again = own.load("box/small:latest", ctx=2000)
+            assert (again.ctx, again.changed, told()) == (2000, True, [2000])
+            assert own.infer("x", "box/small", max_tokens=2).model == "box/small:latest"
+            assert peer.asked("/api/generate")[-1].json["options"]["num_ctx"] == 2000
+            assert not own.load("box/small", ctx=2000).changed
+            assert own.load("box/other").ctx == 600, "no more than it was made for"
+            del peer.models["small:latest"]
+            fell = own.infer("x", "box/small", max_tokens=2)
+            assert (fell.model, fell.instead_of) == ("box/other:latest", "box/small:latest")
+
+
 def test_no_key_is_anywhere(client: Client, daemon: DaemonProcess) -> None:
     client.chat(CHAT, "lab/gpt-small", max_tokens=4)
     told = [

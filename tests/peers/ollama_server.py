@@ -42,7 +42,7 @@ class OllamaServer(HttpServer):
 
     def __init__(self, *models: Model, **options: Any) -> None:
         super().__init__(**options)
-        self.models = {model.name: model for model in models or (Model("gemma3:latest"),)}
+        self.models = {model.name.lower(): model for model in models or (Model("gemma3:latest"),)}
         self.loaded: dict[str, Loaded] = {}
         self.words = ["tok0 ", "tok1 ", "tok2 ", "tok3 "]
         self.word_s = 0.0
