@@ -32,10 +32,6 @@ class Loaded:
     users: int = 0
     keep_s: float = 300.0
 
-    @property
-    def forever(self) -> bool:
-        return self.keep_s < 0
-
 
 class OllamaServer(HttpServer):
     """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them."""
@@ -69,6 +65,22 @@ class OllamaServer(HttpServer):
     def expire(self, name: str) -> None:
         """As if somebody ran `ollama stop`."""
         self.call(lambda: self.loaded.pop(name, None))
+
+    def advance(self, seconds: float) -> None:
+        """Let that much time pass for what is loaded."""
+        self.call(lambda: self._age(seconds))
+
+    def _age(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        for one in list(self.loaded.values()):
+            if one.expires is None:
+                continue
+            left_s = one.expires.when() - loop.time() - seconds
+            one.expires.cancel()
+            if left_s > 0:
+                one.expires = loop.call_later(left_s, self._drop, one)
+            else:
+                self._drop(one)
 
     # --- what there is --------------------------------------------------------------------------------
 
@@ -106,7 +118,7 @@ class OllamaServer(HttpServer):
                 "size": one.model.size,
                 "digest": "ab" * 32,
                 "details": {"family": "gemma3"},
-                "expires_at": "2318-01-01T00:00:00Z" if one.forever else "2026-01-01T00:05:00Z",
+                "expires_at": "2318-01-01T00:00:00Z" if one.keep_s < 0 else "2026-01-01T00:05:00Z",
                 "size_vram": one.model.size_vram,
                 "context_length": one.num_ctx,
             }
