@@ -32,7 +32,8 @@ log = get_logger()
 MODELS_MAX = 256
 """Models of one server that are registered here; `remotes.NAME.models` chooses."""
 
-_RETRY_S_MIN = 5.0
+_RETRY_S_MIN = 1.0
+"""Doubled before each time that a server is asked again, at most until it would be asked anyway."""
 _TYPED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 """A server's name of a model that a shell takes as it stands."""
 
@@ -63,6 +64,7 @@ class Remotes:
         self._targets = targets(remotes)
         self._lists = dict.fromkeys(remotes, 0)
         self._looked = {name: asyncio.Event() for name in remotes}
+        self._answered = {name: asyncio.Event() for name in remotes}
 
     async def follow(self, name: str) -> None:
         """Ask the server `name` now and then, for ever; sooner again after it could not be asked."""
@@ -75,8 +77,21 @@ class Remotes:
 
     async def looked(self, names: Iterable[str]) -> None:
         """Until the servers of the models `names` have been asked once, with whatever success."""
-        for server in {name.partition("/")[0] for name in names} & self._looked.keys():
+        for server in self.servers_of(names):
             await self._looked[server].wait()
+
+    async def answered(self, server: str, within_s: float) -> bool:
+        """Whether a server said what it has, at any time before or within so long from now."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._answered[server].wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def servers_of(self, names: Iterable[str]) -> set[str]:
+        """The servers that models of these names are of."""
+        return {name.partition("/")[0] for name in names} & self._remotes.keys()
 
     def to_pull(self, name: str) -> tuple[str, str]:
         """The server, and its own name, of what a user calls `name`, which may be there or not.
@@ -135,6 +150,7 @@ class Remotes:
         if self._missing.pop(f"{name}/*", None) is not None:
             log.info("remote.available", remote=name)
         self._update(name, models)
+        self._answered[name].set()
 
     def _no_server(self, name: str, server: str) -> Fault:
         what = f"there is no remote {shown(server)}" if server else "say which server is to fetch it: REMOTE/NAME"
