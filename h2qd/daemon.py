@@ -90,7 +90,7 @@ class Daemon:
         self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
-        self._zygote = Zygote()
+        self._zygote = Zygote(remotes=bool(config.remotes))
         self._scales = Scales(self._zygote, self._meter)
         self._accelerators = Accelerators.open()
         self._gauge = Gauge(accelerators=self._accelerators)
@@ -145,6 +145,7 @@ class Daemon:
             self._missing,
             lambda: self._phase,
             lambda: self._stalls.trouble if self._stalls is not None else "not started yet",
+            remotes.exposed(config.remotes),
         )
         self._commands = Commands(
             self._supervisor,
@@ -200,6 +201,8 @@ class Daemon:
         self._beat()
         self._notifier.ready(f"serving on {config.socket.path}")
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
+        for name in remotes.exposed(config.remotes):
+            log.warning("remote.key_in_plain", remote=name, url=config.remotes[name].url)
         self._followers = [self._loop.create_task(self._remotes.follow(name)) for name in config.remotes]
         starting = self._loop.create_task(self._finish_start())
         try:

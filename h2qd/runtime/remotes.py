@@ -227,7 +227,18 @@ def shares_memory(remote: Remote) -> bool:
     """Whether what an Ollama server loads takes this device's memory."""
     if remote.type != "ollama" or remote.shares_memory != "auto":
         return remote.type == "ollama" and remote.shares_memory == "true"
-    host = urlsplit(remote.url).hostname or ""
+    return _is_here(remote.url)
+
+
+def exposed(remotes: Mapping[str, Remote]) -> tuple[str, ...]:
+    """The servers whose keys travel to another machine for everybody on the way to read."""
+    keyed = {name: remote.url for name, remote in remotes.items() if remote.key_env or remote.key_credential}
+    return tuple(name for name, url in keyed.items() if urlsplit(url).scheme == "http" and not _is_here(url))
+
+
+def _is_here(url: str) -> bool:
+    """Whether a URL's host is this device."""
+    host = urlsplit(url).hostname or ""
     ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     try:
         return ipaddress.ip_address(host).is_loopback or host in ours

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from h2qctl import Client, H2qError
-from tests.harness import DaemonProcess, await_true, config_text, script, started
+from tests.harness import DaemonProcess, await_true, config_text, running, script, started
 from tests.peers.ollama_server import MIB, Model, OllamaServer
 from tests.peers.openai_server import OpenAIServer
 
@@ -194,6 +195,40 @@ def test_a_server_is_told_the_context_of_its_model(tmp_path: Path) -> None:
             del peer.models["small:latest"]
             fell = own.infer("x", "box/small", max_tokens=2)
             assert (fell.model, fell.instead_of) == ("box/other:latest", "box/small:latest")
+
+
+def test_a_key_that_others_can_read_on_the_way_is_told_of(tmp_path: Path, openai: OpenAIServer) -> None:
+    keyed = "type: openai, key_env: LAB_KEY, connect_timeout: 100ms"
+    remotes = (
+        f"  plain: {{{keyed}, url: 'http://192.0.2.1/v1'}}\n"
+        f"  sealed: {{{keyed}, url: 'https://192.0.2.1/v1'}}\n"
+        f"  open: {{type: openai, connect_timeout: 100ms, url: 'http://192.0.2.1/v1'}}\n"
+        f"  lab: {{{keyed}, url: '{openai.url}'}}\n"
+    )
+    with served(tmp_path, remotes) as daemon:
+        own = daemon.client()
+        await_true(lambda: "plain/*" in names(own), "it was tried")
+        assert [row for row in own.status().degraded if "plain text" in row] == [
+            "the key of plain travels in plain text: its url is not https"
+        ]
+        checks = {check.name: check for check in own.doctor().checks}
+        assert [name for name in checks if name.startswith("remote ")] == ["remote plain"]
+        assert (checks["remote plain"].verdict, checks["remote plain"].fix) == (
+            "warn",
+            "use https in remotes.plain.url",
+        )
+        assert "remotes.plain" in checks["model plain/*"].fix
+        assert [entry["remote"] for entry in daemon.log("remote.key_in_plain")] == ["plain"]
+
+
+def test_what_speaks_to_servers_is_imported_beforehand_only_where_there_are_some(
+    client: Client, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    assert "httpcore2" in client.version().libraries
+    assert psutil.Process(daemon.zygote_pid()).num_threads() == 1, "threads would not survive a fork"
+    with running(tmp_path) as without:
+        await_true(lambda: "python" in without.client().version().libraries, "the zygote is ready")
+        assert "httpcore2" not in without.client().version().libraries
 
 
 def test_no_key_is_anywhere(client: Client, daemon: DaemonProcess) -> None:
