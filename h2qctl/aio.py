@@ -123,6 +123,12 @@ class AsyncClient:
         """Register a model file where it lies. A relative path counts from this process's folder."""
         return await self._run("model.import", asks.import_file(path, name), m.Imported, timeout, on_progress)
 
+    async def pull(
+        self, model: str, *, timeout: float | None = None, on_progress: OnProgress | None = None
+    ) -> m.Pulled:
+        """Have a server fetch a model, REMOTE/NAME; giving up the call ends the fetching."""
+        return await self._run("model.pull", m.Pull(model), m.Pulled, timeout, on_progress)
+
     async def remove(self, model: str, *, timeout: float | None = None) -> m.Removed:
         """Forget a model; its file stays."""
         return await self._run("model.remove", m.OfModel(model), m.Removed, timeout)

@@ -141,6 +141,10 @@ class Client:
         """Register a model file where it lies. A relative path counts from this process's folder."""
         return self._run("model.import", asks.import_file(path, name), m.Imported, timeout, on_progress)
 
+    def pull(self, model: str, *, timeout: float | None = None, on_progress: OnProgress | None = None) -> m.Pulled:
+        """Have a server fetch a model, REMOTE/NAME; giving up the call ends the fetching."""
+        return self._run("model.pull", m.Pull(model), m.Pulled, timeout, on_progress)
+
     def remove(self, model: str, *, timeout: float | None = None) -> m.Removed:
         """Forget a model; its file stays."""
         return self._run("model.remove", m.OfModel(model), m.Removed, timeout)

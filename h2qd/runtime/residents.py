@@ -140,7 +140,7 @@ class Residents:
         order = LoadModel(
             backend=manifest.backend,
             path=manifest.path,
-            ctx=terms.ctx * slots,
+            ctx=terms.ctx if manifest.remote else terms.ctx * slots,  # a server shares nothing out
             threads=engines.threads,
             verified=manifest.identity,
             slots=slots,

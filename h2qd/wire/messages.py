@@ -67,8 +67,9 @@ class ErrorReply(Say, frozen=True):
 class Progress(Say, frozen=True):
     """A request is alive. Sent when its phase changes, and when nothing else was said of it for `HEARTBEAT_MS`.
 
-    `phase`: queued, draining, unloading, loading, inspecting, prefill, decode; of a swarm asking, judging, comparing.
-    `fraction` is 0..1 where known: of a swarm, how many of its models are done.
+    `phase`: queued, draining, unloading, loading, inspecting, pulling, prefill, decode; of a swarm asking, judging,
+    comparing. `fraction` is 0..1 where known: of a swarm, how many of its models are done; of a pull, how much came
+    of what the server spoke of by then.
     """
 
     phase: str
@@ -460,6 +461,20 @@ class Imported(Say, frozen=True):
     changed: bool
     path: str
     sha256: str
+    facts: ModelFacts
+
+
+class Pull(Ask, frozen=True):
+    """Have a server of the configuration fetch a model. `model` is REMOTE/NAME, NAME as the server writes it."""
+
+    model: Name
+
+
+class Pulled(Say, frozen=True):
+    """What the server has now. `model` is what it is called here, `path` the server's own name for it."""
+
+    model: str
+    path: str
     facts: ModelFacts
 
 

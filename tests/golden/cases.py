@@ -204,6 +204,7 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
             embedder="minilm",
         ),
     ),
+    ("model.pull", "model.pull", "as its server writes it", m.Pull(model="box/hf.co/Org/Größe-GGUF:Q4_K_M")),
 ]
 
 REPLIES: list[tuple[str, str, m.Say]] = [
@@ -582,6 +583,11 @@ REPLIES: list[tuple[str, str, m.Say]] = [
             loads=1,
             total_ms=30_075.5,
         ),
+    ),
+    (
+        "model.pull",
+        "what it is called here and there",
+        m.Pulled(model="box/hf.co/org/gr-e-gguf:q4_k_m", path="hf.co/Org/Größe-GGUF:Q4_K_M", facts=FACTS),
     ),
 ]
 

@@ -50,8 +50,8 @@ def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
         answers = await asyncio.gather(
             client.hello(), client.status(), client.version(), client.config(), client.doctor(), client.ps(),
             client.models(), client.show("a"), client.explain("a"), client.plan("a"), client.import_model("a"),
-            client.remove("a"), client.load("a"), client.unload(), client.switch("a"), client.infer("p"),
-            client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
+            client.remove("a"), client.pull("r/a"), client.load("a"), client.unload(), client.switch("a"),
+            client.infer("p"), client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
             client.top(), client.pin("a"), client.unpin("a"), client.embed("a"), client.score("a"),
             client.swarm("p", ["a"]),
             client.tokenize("a"), client.detokenize([1]), client.sessions(), client.remove_session("trip"),

@@ -47,7 +47,8 @@ def endless(asked: Asked) -> None:
 QUICK: dict[str, Sequence[str]] = {
     "status": ["status"], "version": ["version"], "config": ["config"], "ps": ["ps"], "models": ["models"],
     "show": ["show", "gemma3"], "explain": ["explain", "gemma3"], "plan": ["plan", "gemma3", "--ctx", "128"],
-    "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "load": ["load", "gemma3"], "unload": ["unload"],
+    "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "pull": ["pull", "box/Gemma3"],
+    "load": ["load", "gemma3"], "unload": ["unload"],
     "switch": ["switch", "gemma3"], "pin": ["pin", "gemma3"], "unpin": ["unpin", "gemma3"],
     "top": ["top"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
     "embed": ["embed", "one"], "score": ["score", "one", "--tokens"], "tokenize": ["tokenize", "Once upon"],
@@ -57,7 +58,7 @@ QUICK: dict[str, Sequence[str]] = {
 REPLIES: dict[str, type[m.Say]] = {
     "status": m.Status, "version": m.Version, "config": m.Config, "ps": m.Ps, "models": m.Models, "show": m.Show,
     "explain": m.Explain, "plan": m.Plan, "import": m.Imported, "rm": m.Removed, "load": m.Residency,
-    "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
+    "pull": m.Pulled, "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
     "top": m.Top, "cancel": m.Cancelled, "infer": m.Answer, "embed": m.Embeddings, "score": m.Scored,
     "tokenize": m.Tokens, "detokenize": m.Detokenized, "sessions": m.Sessions, "sessions rm": m.SessionRemoved,
     "swarm": m.SwarmAnswer,

@@ -32,17 +32,13 @@ class Loaded:
     users: int = 0
     keep_s: float = 300.0
 
-    @property
-    def forever(self) -> bool:
-        return self.keep_s < 0
-
 
 class OllamaServer(HttpServer):
     """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them."""
 
     def __init__(self, *models: Model, **options: Any) -> None:
         super().__init__(**options)
-        self.models = {model.name: model for model in models or (Model("gemma3:latest"),)}
+        self.models = {model.name.lower(): model for model in models or (Model("gemma3:latest"),)}
         self.loaded: dict[str, Loaded] = {}
         self.words = ["tok0 ", "tok1 ", "tok2 ", "tok3 "]
         self.word_s = 0.0
@@ -69,6 +65,22 @@ class OllamaServer(HttpServer):
     def expire(self, name: str) -> None:
         """As if somebody ran `ollama stop`."""
         self.call(lambda: self.loaded.pop(name, None))
+
+    def advance(self, seconds: float) -> None:
+        """Let that much time pass for what is loaded."""
+        self.call(lambda: self._age(seconds))
+
+    def _age(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        for one in list(self.loaded.values()):
+            if one.expires is None:
+                continue
+            left_s = one.expires.when() - loop.time() - seconds
+            one.expires.cancel()
+            if left_s > 0:
+                one.expires = loop.call_later(left_s, self._drop, one)
+            else:
+                self._drop(one)
 
     # --- what there is --------------------------------------------------------------------------------
 
@@ -106,7 +118,7 @@ class OllamaServer(HttpServer):
                 "size": one.model.size,
                 "digest": "ab" * 32,
                 "details": {"family": "gemma3"},
-                "expires_at": "2318-01-01T00:00:00Z" if one.forever else "2026-01-01T00:05:00Z",
+                "expires_at": "2318-01-01T00:00:00Z" if one.keep_s < 0 else "2026-01-01T00:05:00Z",
                 "size_vram": one.model.size_vram,
                 "context_length": one.num_ctx,
             }
@@ -225,7 +237,8 @@ class OllamaServer(HttpServer):
                     for done in (total // 2, total)
                 ]
             lines += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
-            self.models[name] = Model(name)
+            name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+            self.models[name.lower()] = Model(name)
         for line in lines:
             await response.chunk(msgspec.json.encode(line) + b"\n")
             await asyncio.sleep(0.06)

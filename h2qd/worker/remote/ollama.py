@@ -1,12 +1,14 @@
 """Ollama's API: what is asked of a server, and what its answers mean.
 
-A model whose memory is this device's is loaded with `keep_alive: -1` and unloaded with `keep_alive: 0`, proved by
-/api/ps; on another machine the server's own rule holds. Every request repeats the load's `num_ctx` and `keep_alive`:
-with others Ollama would load the model anew, or let it go. For the same reason `shift` is never sent. A thinking
-model is asked not to think; what it thinks all the same is not passed on. Vectors are always of unit length there.
+A model whose memory is this device's is loaded on a lease (`keep_alive`), which every request renews, and an idle
+worker too, so that a worker that is killed leaves nothing there for good. It is unloaded with `keep_alive: 0`, proved
+by /api/ps. On another machine the server's own rule holds. Every request repeats the load's `num_ctx`: with another
+Ollama would load the model anew. For the same reason `shift` is never sent. A thinking model is asked not to think;
+what it thinks all the same is not passed on. Vectors are always of unit length there.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from h2qd.wire.limits import TEXTS_MAX
-from h2qd.wire.names import shown
+from h2qd.wire.names import shown, tagged
 from h2qd.wire.workers import (
     DIMENSIONS_MAX,
     REMOTE_MODELS_MAX,
@@ -44,6 +46,12 @@ from h2qd.worker.remote.server import Server, decoded
 LOAD_S_MAX = 600.0
 """A large model from a slow disk; Ollama itself gives up after 5 minutes without progress."""
 UNLOAD_S_MAX = 15.0
+LEASE_S = 300
+"""How long a model stays there that nobody speaks of any more."""
+RENEW_S = LEASE_S / 3
+"""A model that nobody spoke of for so long is spoken of when it is looked for: two such times may fail."""
+_RENEW_S_MAX = 5.0
+"""A renewal is nothing to do there; and an unload waits for one that is under way."""
 _LOOK_S = 0.1
 """Between two looks whether a model went."""
 _PULL_S = 600.0
@@ -150,6 +158,9 @@ class Ollama:
         self._model = ""
         self._ctx = 0
         self._holds = False
+        self._embeds_only = False
+        self._renewed_s = 0.0
+        self._turn = asyncio.Lock()  # a renewal that crossed an unload would load the model again
 
     async def load(self, order: LoadModel) -> Loaded:
         """Have the server load the model, and see in /api/ps that it did."""
@@ -158,10 +169,8 @@ class Ollama:
         await self.server.look("/api/version", _Version)
         can = (await self.server.ask("/api/show", {"model": order.path}, _Shown)).capabilities or []
         self._holds = self._shares_memory()
-        if "embedding" in can and "completion" not in can:
-            await self.server.ask("/api/embed", self._body(input=[]), _Vectors, head_s=LOAD_S_MAX)
-        else:
-            await self.server.ask("/api/generate", self._body(prompt="", stream=False), _Part, head_s=LOAD_S_MAX)
+        self._embeds_only = "embedding" in can and "completion" not in can
+        await self._touch(LOAD_S_MAX)
         ours = self._ours(await self._running())
         if ours is None:
             raise RemoteError("remote_failed", "the server loaded the model, but does not show it as loaded")
@@ -233,21 +242,26 @@ class Ollama:
         return self._holds
 
     async def held(self) -> HeldElsewhere:
-        """What /api/ps shows."""
+        """What /api/ps shows; what is there, and was long not asked for anything, is kept for longer."""
         running = await self._running()
-        return _holding(self._ours(running), running)
+        ours = self._ours(running)
+        if ours is not None:
+            await self._renew()
+        return _holding(ours, running)
 
     async def let_go(self) -> HeldElsewhere:
         """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
-        give_up_s = time.monotonic() + UNLOAD_S_MAX
-        await self.server.ask("/api/generate", self._farewell(), _Part)
-        while True:
-            running = await self._running()
-            ours = self._ours(running)
-            self._holds = ours is not None
-            if ours is None or time.monotonic() > give_up_s:
-                return _holding(ours, running)
-            await asyncio.sleep(_LOOK_S)
+        async with self._turn:
+            give_up_s = time.monotonic() + UNLOAD_S_MAX
+            await self.server.ask("/api/generate", self._farewell(), _Part)
+            while True:
+                running = await self._running()
+                ours = self._ours(running)
+                self._holds = ours is not None
+                if ours is None or time.monotonic() > give_up_s:
+                    self._renewed_s = math.inf  # nor is it kept for longer
+                    return _holding(ours, running)
+                await asyncio.sleep(_LOOK_S)
 
     def abandon(self) -> None:
         """Send the request for the unload, to this device only, and do not wait: Ollama obeys before it answers."""
@@ -256,11 +270,29 @@ class Ollama:
 
     # --- what is asked --------------------------------------------------------------------------------
 
+    async def _renew(self) -> None:
+        """Have the server keep a model, which it has, if it is time to say so."""
+        async with self._turn:
+            if self._holds and time.monotonic() >= self._renewed_s + RENEW_S:
+                try:
+                    async with asyncio.timeout(_RENEW_S_MAX):
+                        await self._touch(_RENEW_S_MAX)
+                except TimeoutError:
+                    raise broken_off("the server did not say in time that it keeps the model") from None
+
+    async def _touch(self, head_s: float) -> None:
+        """Have the model loaded, or the lease of one that is there renewed, and nothing else."""
+        if self._embeds_only:
+            await self.server.ask("/api/embed", self._body(input=[]), _Vectors, head_s=head_s)
+        else:
+            await self.server.ask("/api/generate", self._body(prompt="", stream=False), _Part, head_s=head_s)
+
     def _body(self, **fields: object) -> dict[str, Any]:
         """A request about the model: `fields`, and what must be the same in all."""
+        self._renewed_s = time.monotonic()
         options: dict[str, Any] = {"num_ctx": self._ctx} if self._ctx else {}
         body: dict[str, Any] = {"model": self._model, "options": options, **fields}
-        return body | {"keep_alive": -1} if self._holds else body
+        return body | {"keep_alive": LEASE_S} if self._holds else body
 
     def _farewell(self) -> dict[str, Any]:
         return {"model": self._model, "prompt": "", "stream": False, "keep_alive": 0}
@@ -302,13 +334,7 @@ class Ollama:
         return (await self.server.look("/api/ps", _AllRunning)).models or []
 
     def _ours(self, running: list[_Running]) -> _Running | None:
-        return next((one for one in running if _full_name(one.name) == _full_name(self._model)), None)
-
-
-def _full_name(name: str) -> str:
-    """With the tag that Ollama adds; names are compared without case there."""
-    name = name.lower()
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+        return next((one for one in running if tagged(one.name) == tagged(self._model)), None)
 
 
 def _holding(ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
