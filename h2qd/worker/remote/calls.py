@@ -43,7 +43,8 @@ class Calls:
             raise nonsense(f"the id or name of a tool call is longer than {TOOL_NAME_CHARS_MAX} characters")
         call = self._call(index, call_id, name)
         call.id, call.name = call.id or call_id, call.name or name
-        call.arguments.append(arguments)
+        if arguments:  # those are counted, empty ones are not
+            call.arguments.append(arguments)
 
     def _call(self, index: int | None, call_id: str, name: str) -> _Call:
         """The one that a piece belongs to: a new one at a new index or id, or a name where indices are not used."""

@@ -4,7 +4,8 @@
 `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n` and `ignore_eos` are not: they are sent, under the names that
 llama.cpp and vLLM know, only where they differ from their default, and a server that refuses them says so. A field of
 the API that a server refuses (some models take no temperature) is left out from then on, if it was at its default.
-How much a model thinks is `reasoning_effort`. Token numbers are not told by these servers, so they are 0.
+How much a model thinks is `reasoning_effort`: none for not at all, medium where it is only said that it does. Token
+numbers are not told by these servers, so they are 0.
 """
 
 import math
