@@ -48,6 +48,8 @@ def run(client: Client, args: argparse.Namespace, out: Output) -> int:
     if args.tool_result and args.session is None:
         why = "cannot tell what came of a call: without a session there is no answer that made it"
         raise H2qError("invalid_request", why, "h2qctl chat --session NAME --tools FILE --tool-result ID=FILE")
+    if args.tool_result and args.image:
+        raise H2qError("invalid_request", "cannot show an image with results of calls", "show it with a message")
     with contextlib.ExitStack() as leaving:
         if args.session is not None:
             leaving.enter_context(turns.held(args.session))
@@ -86,11 +88,11 @@ class _Talk:
         return ChatMessage("user", line, images=self._images)
 
     def outcomes(self, results: Sequence[tuple[str, str]]) -> list[ChatMessage]:
-        """What came of calls: the contents of a file each. Raises `H2qError` for a call that was not made."""
+        """What came of the calls: a file each. Raises `H2qError` unless it is each call of the last answer, once."""
         calls = {call.id: call for call in _open_calls(self._messages)}
-        if unknown := next((call_id for call_id, _ in results if call_id not in calls), None):
-            made = ", ".join(map(shown, calls)) or "none"
-            raise H2qError("invalid_request", f"cannot answer the call {shown(unknown)}", f"calls that wait: {made}")
+        if sorted(call_id for call_id, _ in results) != sorted(calls):
+            waiting = ", ".join(map(shown, calls)) or "none"
+            raise H2qError("invalid_request", "cannot go on without one result for each call", f"they are: {waiting}")
         return [tools.outcome(calls[call_id], contents(path)) for call_id, path in results]
 
     def once(self, messages: list[ChatMessage]) -> None:

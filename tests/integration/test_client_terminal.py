@@ -535,6 +535,9 @@ def test_a_result_needs_a_conversation_that_called(daemon: ScriptedDaemon) -> No
     refused = tool(daemon.path, "chat", "--tool-result", "a=-", stdin="no")
     assert refused.returncode == 2
     assert "without a session" in refused.stderr
+    both = tool(daemon.path, "chat", "--session", "trip", "--tool-result", "a=-", "--image", "x.png", stdin="no")
+    assert both.returncode == 2
+    assert "cannot show an image with results of calls" in both.stderr
     assert daemon.log == []
 
 

@@ -168,6 +168,9 @@ def test_a_round_trip_at_the_terminal(daemon: DaemonProcess, tmp_path: Path, mon
     first = tool(socket, *words, stdin=QUESTION.content)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == 'call_1 rain({"in":"Rome"})\ncall_2 rain({"in":"Oslo"})\n', "no thoughts in a pipe"
+    half = tool(socket, *words, "--tool-result", "call_1=-", stdin="no")
+    assert half.returncode == 2
+    assert "fix: they are: call_1, call_2" in half.stderr
     results = ("--tool-result", "call_1=-", "--tool-result", f"call_2={tmp_path / 'oslo.txt'}")
     second = tool(socket, *words, *results, "--json", "--no-stream", stdin="no")
     assert (second.returncode, second.stderr) == (0, "")
@@ -175,7 +178,7 @@ def test_a_round_trip_at_the_terminal(daemon: DaemonProcess, tmp_path: Path, mon
     assert (reply["text"], reply["thinking"], reply["tool_calls"]) == ("tok0 tok1 tok2 tok3 ", "let me see", [])
     third = tool(socket, *words, "--tool-result", "call_1=-", stdin="no")
     assert third.returncode == 2
-    assert "cannot answer the call call_1" in third.stderr
+    assert "cannot go on without one result for each call" in third.stderr
     kept = json.loads((tmp_path / "h2qctl" / "sessions" / "rome.json").read_text())["messages"]
     assert [message["role"] for message in kept] == ["user", "assistant", "tool", "tool", "assistant"]
     assert "let me see" not in json.dumps(kept), "thoughts are not remembered"
