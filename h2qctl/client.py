@@ -16,7 +16,7 @@ from typing import Literal, Self, Unpack, overload
 import zmq
 
 from h2qctl import address, asks
-from h2qctl.asks import Decoding, Options, Turn
+from h2qctl.asks import ChatOptions, Decoding, Options, Turn
 from h2qctl.channel import SETTLE_S, Channel
 from h2qctl.errors import H2qError
 from h2qctl.flow import Flow, OnBody, OnProgress, Reply, Stream, Watch
@@ -241,7 +241,7 @@ class Client:
         stream: Literal[False] = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> m.Answer: ...
 
     @overload
@@ -253,7 +253,7 @@ class Client:
         stream: Literal[True],
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> Stream: ...
 
     def chat(
@@ -264,9 +264,12 @@ class Client:
         stream: bool = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> m.Answer | Stream:
-        """Answer a conversation through the model's own template; with `stream`, piece by piece."""
+        """Answer a conversation through the model's own template; with `stream`, piece by piece.
+
+        What the model wants called is in the answer's `tool_calls`; `h2qctl.tools` has the turns that follow.
+        """
         body = asks.chat(messages, model, options, stream=stream)
         if stream:
             return Stream(self._flow("infer.chat", body, timeout, on_progress))

@@ -34,6 +34,7 @@ from h2qd.runtime.supervisor import Supervisor
 from h2qd.runtime.swarm import Swarms, checked
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
+from h2qd.wire.abilities import beyond_text
 from h2qd.wire.catalogue import CATALOGUE, Access
 from h2qd.wire.frames import Request, WireError, decode_body
 from h2qd.wire.limits import (
@@ -75,7 +76,19 @@ FALLBACK_CODES = frozenset(
 )
 """What another model may help with: not the request is at fault, but what was to answer it."""
 
-CAPABILITIES = ("stream", "credit", "cancel", "deadline", "events", "chat", "grammar", "json_schema")
+CAPABILITIES = (
+    "stream",
+    "credit",
+    "cancel",
+    "deadline",
+    "events",
+    "chat",
+    "grammar",
+    "json_schema",
+    "tools",
+    "images",
+    "think",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,13 +409,19 @@ class Commands:
         call.asked = self._remotes.called(model or self._supervisor.state.active or "")
         # A part of a larger request asks this one or none.
         call.fallbacks = self._fallbacks(call.asked) if call.on_end is None else ()
-        if call.asked in self._supervisor.state.models and (fault := self._adapters.lack(call.asked, order)):
+        if call.asked in self._supervisor.state.models and (fault := self._lack(call.asked, order)):
             raise Refusal(fault)
         try:
             self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
         except Refusal as refusal:
             if not self.fall_back(call, refusal.fault):
                 raise
+
+    def _lack(self, model: str, order: Task) -> Fault | None:
+        """Why a model cannot work on an order, as far as that is known before it is loaded."""
+        if not self._manifests[model].remote and (why := beyond_text(order)) is not None:
+            return Fault("unsupported", why)
+        return self._adapters.lack(model, order)
 
     def fall_back(self, call: Call, fault: Fault) -> bool:
         """Ask the next model of the chain where that may help and nothing was said yet; False: the fault stands."""
@@ -412,7 +431,7 @@ class Commands:
         while call.fallbacks:
             following, *rest = call.fallbacks
             model, call.fallbacks = self._remotes.called(following), tuple(rest)
-            if model not in self._supervisor.state.models or self._adapters.lack(model, call.order) is not None:
+            if model not in self._supervisor.state.models or self._lack(model, call.order) is not None:
                 continue
             log.info("request.fell_back", request=call.name, model=call.model, to=model, because=fault.message)
             self._calls.renumber(call)

@@ -334,7 +334,7 @@ class Residents:
     def _text(self, request: int, text: Text) -> None:
         call = self._calls.get(request)
         if call is not None and call.text is not None:
-            call.text.add(text.text, text.tokens, logprobs(text.logprobs))
+            call.text.add(text.text, text.tokens, logprobs(text.logprobs), text.thinking)
             self._calls.pump(call)
 
     def _ended(self, resident: _Resident, result: Result) -> None:

@@ -331,6 +331,7 @@ def coalesced(said: Iterable[Said]) -> list[Said]:
                     text=earlier.text + message.text,
                     tokens=earlier.tokens + message.tokens,
                     logprobs=earlier.logprobs + message.logprobs,
+                    thinking=earlier.thinking + message.thinking,
                 )
                 continue
         messages.append(message)

@@ -84,6 +84,27 @@ def test_a_stream_collects_how_likely_its_tokens_were(daemon: ScriptedDaemon) ->
     using(daemon, work)
 
 
+def test_a_stream_keeps_what_was_thought_apart(daemon: ScriptedDaemon) -> None:
+    pieces = [m.Delta("", 1, thinking="let me "), m.Delta("Y", 1, thinking="see"), m.Delta("e", 1)]
+    end = structs.replace(answer("s"), thinking="!")
+    daemon.on["infer.text"] = lambda asked: asked.stream(pieces, end)
+
+    async def work(client: AsyncClient) -> None:
+        stream = client.stream("p")
+        assert [piece async for piece in stream] == ["Y", "e", "s"]
+        assert stream.answer is not None
+        assert (stream.answer.text, stream.answer.thinking) == ("Yes", "let me see!")
+        again = client.stream("p")
+        assert [(delta.text, delta.thinking) async for delta in again.deltas()] == [
+            ("", "let me "),
+            ("Y", "see"),
+            ("e", ""),
+            ("s", "!"),
+        ]
+
+    using(daemon, work)
+
+
 def test_two_hundred_requests_share_one_connection(daemon: ScriptedDaemon) -> None:
     daemon.on["model.show"] = lambda asked: asked.error("no_such_model", asked.body.model)
 

@@ -34,7 +34,11 @@ class Loaded:
 
 
 class OllamaServer(HttpServer):
-    """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them."""
+    """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them.
+
+    A model that can think says `thoughts` first, unless it is told not to. One that has tools says `calls`, one line
+    each, instead of words, where no outcome of one is the last message.
+    """
 
     def __init__(self, *models: Model, **options: Any) -> None:
         super().__init__(**options)
@@ -43,6 +47,8 @@ class OllamaServer(HttpServer):
         self.words = ["tok0 ", "tok1 ", "tok2 ", "tok3 "]
         self.word_s = 0.0
         self.loads = 0
+        self.thoughts: list[str] = []
+        self.calls: list[dict[str, Any]] = []
         self.midway: tuple[int, Any] | None = None
 
     async def handle(self, request: Request, response: Response) -> None:
@@ -154,6 +160,9 @@ class OllamaServer(HttpServer):
         if body.get("think") and "thinking" not in model.capabilities:
             await response.whole(400, {"error": f'"{model.name}" does not support thinking'})
             return
+        if body.get("tools") and "tools" not in model.capabilities:
+            await response.whole(400, {"error": f"{model.name} does not support tools"})
+            return
         loaded = await self._schedule(model, body)
         if empty:
             await response.whole(200, self._line(model, chat, "", done=True, done_reason="load"))
@@ -175,6 +184,13 @@ class OllamaServer(HttpServer):
         words = self.words if limit < 0 else self.words[:limit]
         await response.begin("application/x-ndjson")
         start = time.monotonic_ns()
+        if chat and "thinking" in model.capabilities and body.get("think") is not False:
+            for thought in self.thoughts:
+                await self._say(response, model, {"thinking": thought})
+        if body.get("tools") and body["messages"][-1]["role"] != "tool":
+            words = []
+            for call in self.calls:
+                await self._say(response, model, {"tool_calls": [call]})
         for n, word in enumerate(words):
             if self.midway is not None and self.midway[0] == n:
                 await self.midway[1](body, response)
@@ -193,7 +209,7 @@ class OllamaServer(HttpServer):
             chat,
             "",
             done=True,
-            done_reason="length" if 0 <= limit < len(self.words) else "stop",
+            done_reason="length" if words and 0 <= limit < len(self.words) else "stop",
             total_duration=time.monotonic_ns() - start,
             load_duration=1_000_000,
             prompt_eval_count=len(prompt.split()),
@@ -203,6 +219,11 @@ class OllamaServer(HttpServer):
         )
         await response.chunk(msgspec.json.encode(last) + b"\n")
         await response.end()
+
+    async def _say(self, response: Response, model: Model, said: dict[str, Any]) -> None:
+        line = self._line(model, True, "", done=False)
+        line["message"] |= said
+        await response.chunk(msgspec.json.encode(line) + b"\n")
 
     def _line(self, model: Model, chat: bool, text: str, **fields: Any) -> dict[str, Any]:
         said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}

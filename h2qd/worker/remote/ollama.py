@@ -3,8 +3,8 @@
 A model whose memory is this device's is loaded on a lease (`keep_alive`), which every request renews, and an idle
 worker too, so that a worker that is killed leaves nothing there for good. It is unloaded with `keep_alive: 0`, proved
 by /api/ps. On another machine the server's own rule holds. Every request repeats the load's `num_ctx`: with another
-Ollama would load the model anew. For the same reason `shift` is never sent. A thinking model is asked not to think;
-what it thinks all the same is not passed on. Vectors are always of unit length there.
+Ollama would load the model anew. For the same reason `shift` is never sent. Models that can think do, unless they are
+asked not to. Which tool is called cannot be chosen there, only that none is. Vectors are always of unit length there.
 """
 
 import asyncio
@@ -36,8 +36,9 @@ from h2qd.wire.workers import (
     Task,
 )
 from h2qd.worker.engine import EngineError
+from h2qd.worker.remote import turns
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
-from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway
+from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway, nonsense
 from h2qd.worker.remote.ndjson import Lines
 from h2qd.worker.remote.pieces import pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
@@ -118,8 +119,22 @@ class _Chosen(_Likely):
     top_logprobs: list[_Likely] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str = ""
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Call(msgspec.Struct):
+    """All of a call."""
+
+    id: str = ""
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
 class _Message(msgspec.Struct):
     content: str = ""
+    thinking: str = ""
+    tool_calls: list[_Call] | None = None
 
 
 class _Part(msgspec.Struct):
@@ -127,6 +142,7 @@ class _Part(msgspec.Struct):
 
     message: _Message | None = None
     response: str = ""
+    thinking: str = ""
     done: bool = False
     done_reason: str = ""
     prompt_eval_count: _Count = 0
@@ -209,6 +225,8 @@ class Ollama:
         text_only(order)
         if isinstance(order, Generate) and (order.sampler.logit_bias or order.ignore_eos):
             raise EngineError("unsupported", "cannot use logit_bias or ignore_eos: Ollama has no such options")
+        if isinstance(order, Generate) and order.tool_choice not in ("auto", "none"):
+            raise EngineError("unsupported", "cannot have a tool called: Ollama leaves that to the model, or to none")
         if isinstance(order, EmbedTexts) and not order.normalize:
             raise EngineError("unsupported", "cannot leave vectors as they are: Ollama makes them of unit length")
 
@@ -221,8 +239,7 @@ class Ollama:
                 part = decoded(line, _Part)
                 if part.error is not None:
                     raise failed_midway(part.error)
-                text = part.message.content if part.message is not None else part.response
-                reply.text(text, _logprobs(part.logprobs))
+                _heard(part, reply)
                 if part.done:
                     return _ended(part, reply)
         raise broken_off("the server's answer ended in the middle")
@@ -298,7 +315,12 @@ class Ollama:
         return {"model": self._model, "prompt": "", "stream": False, "keep_alive": 0}
 
     def _chat(self, order: Generate) -> dict[str, Any]:
-        return self._text(order) | {"messages": order.turns, "think": False, "truncate": order.overflow != "refuse"}
+        body = self._text(order) | {"messages": turns.for_ollama(order.turns or [])}
+        if order.tools and order.tool_choice != "none":
+            body["tools"] = turns.tools(order)
+        if order.think is not None:
+            body["think"] = order.think
+        return body | {"truncate": order.overflow != "refuse"}
 
     def _raw(self, order: Generate) -> dict[str, Any]:
         return self._text(order) | {"prompt": order.prompt, "raw": True, "truncate": order.overflow != "refuse"}
@@ -366,6 +388,18 @@ def _logprobs(told: list[_Chosen] | None) -> list[ChosenToken]:
         chosen(one.token, one.logprob, (likely(other.token, other.logprob) for other in one.top_logprobs or []))
         for one in told or []
     ]
+
+
+def _heard(part: _Part, reply: Reply) -> None:
+    """Tell what a line holds. Raises `RemoteError`."""
+    if part.message is None:
+        reply.text(part.response, _logprobs(part.logprobs), part.thinking)
+        return
+    reply.text(part.message.content, _logprobs(part.logprobs), part.message.thinking)
+    for call in part.message.tool_calls or []:
+        if not call.function.name:
+            raise nonsense("it calls a tool without a name")  # without one it would go on with the call before
+        reply.call(None, call.id, call.function.name, bytes(call.function.arguments).decode("utf-8", "replace"))
 
 
 def _ended(part: _Part, reply: Reply) -> Generated:
