@@ -80,9 +80,12 @@ Handler: TypeAlias = Callable[[Request, Response], Awaitable[None]]
 
 
 class HttpServer:
-    """Ends with its `with`. `faults` are taken, one a request, instead of the handler, where their path matches."""
+    """Ends with its `with`. `port` 0: any that is free.
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    `faults` are taken, one a request, instead of the handler, where their path matches.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
         self.faults: deque[tuple[str, Handler]] = deque()
         self._tls = tls
@@ -90,7 +93,7 @@ class HttpServer:
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.port = 0
+        self.port = port
 
     async def handle(self, request: Request, response: Response) -> None:
         raise NotImplementedError
@@ -138,7 +141,7 @@ class HttpServer:
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result(PATIENCE_S)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls, limit=2**24)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls, limit=2**24)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:

@@ -24,7 +24,7 @@ from h2qd.wire.workers import (
     Tokenized,
     TokenizeText,
 )
-from h2qd.worker.engine import Beat, EngineError, Progress, Said
+from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 from h2qd.worker.heap import trim_heap
 from h2qd.worker.prompt import prompt_tokens, too_long
 from h2qd.worker.template import ChatTemplate
@@ -113,6 +113,7 @@ class TorchEngine:
             raise EngineError("unsupported", "cannot do this: the model turns texts into vectors, and nothing else")
         if isinstance(order, ScoreText):
             return Scoring(order, loaded, start_s)
+        text_alone(order)
         if order.adapters:
             raise EngineError("unsupported", "cannot use adapters with a model folder: they are for GGUF models")
         prompt = prompt_tokens(order, loaded.vocabulary, self._chat_template, room=loaded.ctx)
