@@ -25,7 +25,7 @@ _KV_BLOCK = 32
 def _plan(shape: ModelShape, ctx: int, slots: int, kv_type: str) -> MemoryPlan:
     """Each admission asks for the plans of the same few loads again, and a plan is most of what a step costs."""
     if shape.format == SAFETENSORS:
-        return torch_plan(shape, ctx)
+        return torch_plan(shape, ctx, slots)
     if shape.format in remote_plan.FORMATS:
         return remote_plan.remote_plan(shape, ctx)
     return memory_plan(shape, ctx, slots, kv_type)

@@ -23,6 +23,9 @@ _BATCH_TOKENS = 512
 _LOGIT_BYTES = 32
 """What choosing a token takes per entry of the vocabulary: logits, and copies that are sorted."""
 
+_ROW_BYTES = 8
+"""What each further slot's row of logits takes per entry while a pass serves all: as computed, and as float32."""
+
 _FLOAT_BYTES = 4
 
 _QUANTIZED_BITS = {"int8": 8.0, "int4": 5.0}
@@ -32,8 +35,8 @@ _WIDTH_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
 """Bytes of what is computed in, by what was asked for."""
 
 
-def torch_plan(shape: ModelShape, ctx: int) -> MemoryPlan:
-    """The memory that a load of `shape` takes; `ctx` tokens are those of all its sequences together."""
+def torch_plan(shape: ModelShape, ctx: int, slots: int = 1) -> MemoryPlan:
+    """The memory that a load of `shape` takes; `ctx` tokens are those of all its `slots` sequences together."""
     stored_bytes = 2 if shape.tensor_bytes < 3 * shape.parameters else 4
     width_bytes = _WIDTH_BYTES.get(shape.quantize, stored_bytes)
     embedded = min(max(0, shape.vocabulary) * max(0, shape.embedding), max(0, shape.parameters))
@@ -49,13 +52,14 @@ def torch_plan(shape: ModelShape, ctx: int) -> MemoryPlan:
     layer_cache = heads * (max(0, shape.key_length) + max(0, shape.value_length)) * width_bytes
     tokens = min(_PIECE_TOKENS if heads else _BATCH_TOKENS, max(1, ctx))
     widest = 3 * max(0, shape.feed_forward) + 6 * max(0, shape.embedding)
+    logit_bytes = _LOGIT_BYTES + _ROW_BYTES * (max(1, slots) - 1)
     parts = (
         ("weights", mapped),
         ("repacked", copied),
         ("kv_cache", layers * layer_cache * max(1, ctx)),
         ("recurrent", 0),
         ("compute", tokens * widest * _FLOAT_BYTES),
-        ("output", max(0, shape.vocabulary) * _LOGIT_BYTES if heads else 0),
+        ("output", max(0, shape.vocabulary) * logit_bytes if heads else 0),
         ("adapters", 0),
         ("overhead", _LIBRARIES_BYTES + layers * _LAYER_BYTES + max(0, shape.vocabulary) * _TOKEN_BYTES),
     )

@@ -33,6 +33,7 @@ from tests.bench import (
     speculation,
     stream,
     switch,
+    torch,
 )
 from tests.bench.figures import Row
 from tests.bench.setting import Setting
@@ -54,6 +55,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "estimate": estimate.bench,
     "perplexity": perplexity.bench,
     "speculation": speculation.bench,
+    "torch": torch.bench,
 }
 _QUIET_PERCENT = 10.0
 

@@ -18,7 +18,7 @@ from llama_cpp import llama_cpp as native
 from h2qd.wire.workers import Generate, Generated, LoadModel, Sampler, Text
 from h2qd.worker.engine import Beat
 from h2qd.worker.llama.engine import LlamaEngine
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.threads import thread_count
 from tests.bench.setting import PROMPT_TOKENS
 
 BATCH_TOKENS = 512

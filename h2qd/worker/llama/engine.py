@@ -33,7 +33,6 @@ from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 from h2qd.worker.llama import model
 from h2qd.worker.llama.adapters import used
 from h2qd.worker.llama.batch import Batch
-from h2qd.worker.llama.chat import chat_tokens
 from h2qd.worker.llama.encoder import Encoder
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.overflow import fit
@@ -41,12 +40,10 @@ from h2qd.worker.llama.sampler import open_chooser
 from h2qd.worker.llama.scoring import Scoring, sequences
 from h2qd.worker.llama.sessions import Disk, check_key, open_disk, remove
 from h2qd.worker.llama.slot import Slot
-from h2qd.worker.llama.template import ChatTemplate
 from h2qd.worker.llama.vectors import Texts, Vectors
 from h2qd.worker.llama.vocabulary import Vocabulary
-
-BYTES_PER_TOKEN_MAX = 256
-"""No text is made of longer tokens than this; longer prompts are refused without tokenizing them."""
+from h2qd.worker.prompt import prompt_tokens, too_long
+from h2qd.worker.template import ChatTemplate
 
 
 class LlamaEngine:
@@ -141,7 +138,7 @@ class LlamaEngine:
         prompt = loaded.prompt(order, size)
         fitted = fit(prompt, size, order.max_tokens, order.overflow)
         if fitted is None:
-            raise _overflow(f"has {len(prompt)} tokens", size)
+            raise too_long(f"{len(prompt)} tokens", size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
         chooser = open_chooser(order.sampler, loaded.vocabulary, fitted.tokens, banned=banned)
         batch.join(Slot(order, fitted, size, loaded.vocabulary, chooser, adapters, start_s))
@@ -278,21 +275,8 @@ class _Loaded:
 
     def prompt(self, order: Generate, room: int) -> list[int]:
         """The tokens of a prompt or a conversation, at least one, for `room` tokens. Raises `EngineError`."""
-        if (order.prompt is None) == (order.turns is None):
-            raise EngineError("invalid_request", "cannot generate: give a prompt or a conversation, one of both")
-        texts = [order.prompt or "", *(turn.content for turn in order.turns or ())]
-        size = sum(map(len, texts))
-        if order.overflow == "refuse" and size > room * BYTES_PER_TOKEN_MAX:
-            raise _overflow(f"has {size} characters", room)
-        if order.turns is not None:
-            tokens = chat_tokens(order.turns, self._chat_template(), self.vocabulary)
-        else:
-            tokens = self.vocabulary.tokenize(order.prompt or "", special=False)
-            if self.vocabulary.bos is not None and (self.vocabulary.adds_bos or not tokens):
-                tokens.insert(0, self.vocabulary.bos)
-        if not tokens:
-            raise EngineError("invalid_request", "cannot continue an empty prompt: this model has no beginning token")
-        return tokens
+        limit = room if order.overflow == "refuse" else None
+        return prompt_tokens(order, self.vocabulary, self._chat_template, room=limit)
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -305,9 +289,3 @@ class _Loaded:
 
 def _full(count: int) -> EngineError:
     return EngineError("queue_full", f"cannot take another request: this engine works on {count} at a time")
-
-
-def _overflow(what: str, size: int) -> EngineError:
-    return EngineError(
-        "context_overflow", f"cannot fit the prompt: it {what}, the context holds {size} and needs room for an answer"
-    )

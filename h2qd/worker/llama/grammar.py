@@ -10,9 +10,9 @@ with the text; `sampler` bounds the time of a step for that. Called by `sampler`
 from collections import deque
 
 from h2qd.wire.workers import Sampler
+from h2qd.worker import gbnf
 from h2qd.worker.engine import EngineError
-from h2qd.worker.llama import gbnf
-from h2qd.worker.llama.gbnf import GrammarError, Rule
+from h2qd.worker.gbnf import GrammarError, Rule
 from h2qd.worker.llama.schema import schema_to_gbnf
 
 PATHS_MAX = 2000

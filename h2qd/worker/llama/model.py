@@ -15,9 +15,10 @@ from h2qd.gguf.reader import identity, read_header
 from h2qd.wire.names import shown
 from h2qd.wire.workers import LoadModel, ResumeModel
 from h2qd.worker.engine import Beat, EngineError, Progress
+from h2qd.worker.heap import trim_heap
 from h2qd.worker.llama import log
 from h2qd.worker.llama.adapters import Adapter, load_adapters
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.threads import thread_count
 
 _LOAD_MODE_MMAP = native.LLAMA_LOAD_MODE_MMAP
 
@@ -84,7 +85,7 @@ class Model:
         """Give the context's memory back, to the kernel too; what it points to may not be used after."""
         context, self.context = self.context, 0
         native.llama_free(context)
-        _trim_heap()
+        trim_heap()
 
     def free(self) -> None:
         """Give the memory back; once, and nothing of it may be used after."""
@@ -219,10 +220,3 @@ def _no_context(order: LoadModel | ResumeModel) -> EngineError:
     told = log.last_error() or "the library gave no reason"
     setting = f"{order.ctx} tokens, {order.slots} slots and a KV cache of {order.kv_type}"
     return EngineError("load_failed", f"cannot make a context of {setting} for the model: {shown(told)}")
-
-
-def _trim_heap() -> None:
-    """Hand freed pages of the heap to the kernel; only glibc has this."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

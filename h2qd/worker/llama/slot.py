@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
+from h2qd.worker.detokenizer import Detokenizer
 from h2qd.worker.engine import Said
 from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import ABORTED, NO_ROOM, Cache, DecodeError, Piece
-from h2qd.worker.llama.detokenizer import Detokenizer
 from h2qd.worker.llama.drafts import Drafts
 from h2qd.worker.llama.logprobs import Likelihoods
 from h2qd.worker.llama.overflow import Fit, Gap, gap

@@ -91,6 +91,11 @@ class Vocabulary:
         """How the token of a text's end is written; may be empty."""
         return self.name(native.llama_vocab_eos(self.native))
 
+    def control_words(self, text: str) -> set[str]:
+        """The control tokens that are spelled out in `text`."""
+        words = {self.name(token) for token in self.tokenize(text, special=True) if self.is_special(token)}
+        return {word for word in words if word and word in text}  # an unknown character is such a token, but no word
+
     def is_end(self, token: int) -> bool:
         """Whether generation ends at `token`."""
         return bool(native.llama_vocab_is_eog(self.native, token))

@@ -1,6 +1,7 @@
-"""One answer at work: its prompt into a KV cache of its own piece by piece, then token by token, to its end.
+"""One answer: its prompt into a KV cache of its own piece by piece, then token by token, to its end.
 
-Called by `engine`, a step at a time. Invariant: it ends exactly once, with `Generated` or `GenerationFailed`.
+Called by `batch`, which decides whose turn it is, and computes the tokens of several answers together. One that
+pauses keeps its text and its chooser, and computes the text again.
 """
 
 import time
@@ -9,90 +10,110 @@ from typing import Any
 
 import numpy as np
 
-from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
+from h2qd.wire.workers import ChosenToken, Generate, Generated, Prefilling, Text
+from h2qd.worker.detokenizer import Detokenizer
 from h2qd.worker.engine import Said
-from h2qd.worker.llama.detokenizer import Detokenizer
-from h2qd.worker.torch.model import InterruptedPassError, Model, Wanted
+from h2qd.worker.torch.grammar import BrokenGrammarError
+from h2qd.worker.torch.model import Model, Row
 from h2qd.worker.torch.sampler import BrokenLogitsError, Chooser, NoTokenLeftError, likely
-
-_PIECE_TOKENS = 128
-"""A prompt's piece: larger ones are hardly faster on a CPU, and others wait longer for their turn."""
+from h2qd.worker.torch.work import Work
 
 _TOLD_S_MIN = 0.2
 """Progress of a prefill is told at most this often."""
 
 
-class Generation:
+class Generation(Work):
     """Answers `order`, whose prompt is `prompt`: at least one token, and room for one more."""
 
     def __init__(
         self, order: Generate, prompt: Sequence[int], model: Model, chooser: Chooser, start_s: float
     ) -> None:
-        self.request = order.request
-        self.priority = order.priority
-        self.wanted = Wanted()
-        self.ended = False
+        super().__init__(order.request, order.priority)
         self._order = order
-        self._prompt = prompt
+        self._text = list(prompt)  # what is to be in the cache when the next token is chosen
+        self._prompt_tokens = self._prefill = len(self._text)  # so many first ones of it come in pieces
+        self._done = 0  # so many are in the cache
         self._model = model
         self._chooser = chooser
-        self._cache: Any = model.cache()
-        self._done = 0
+        self._cache: Any = None
         self._detokenizer = Detokenizer(order.stop)
         self._stream = model.vocabulary.stream()
         self._tokens_max = min(order.max_tokens, model.ctx - len(prompt))
-        self._last = 0
         self._tokens = 0
         self._untold: list[ChosenToken] = []
         self._untold_tokens = 0
         self._start_s = self._told_s = start_s
         self._prefill_s = self._prefilled_s = self._first_token_s = 0.0  # 0: not yet
 
-    def step(self) -> list[Said]:
-        """A piece of the prompt, or a token."""
-        if self.wanted.cancelled:
-            return self._finish("cancelled")
-        try:
-            if self._done < len(self._prompt):
-                return self._prefill()
-            return self._choose(self._model.logits([self._last], self._cache, 1, self.wanted))
-        except InterruptedPassError:
-            return self._finish("cancelled")
+    @property
+    def ready(self) -> int:
+        """What is left of the pieces."""
+        return max(0, self._prefill - self._done)
 
-    def _prefill(self) -> list[Said]:
+    def step(self, count: int) -> list[Said]:
+        """A piece; after the last one the next token is chosen."""
+        if self._cache is None:
+            self._cache = self._model.cache()
         if self._prefill_s == 0:
             self._prefill_s = time.perf_counter()
-        piece = list(self._prompt[self._done : self._done + min(_PIECE_TOKENS, self._model.batch)])
-        if self._done + len(piece) == len(self._prompt) and self._tokens_max > 0:
-            logits = self._model.logits(piece, self._cache, 1, self.wanted)
-            self._done += len(piece)
-            self._prefilled_s = time.perf_counter()
+        piece = self._text[self._done : self._done + count]
+        if count == self.ready and self._tokens_max > 0:
+            logits = self._model.logits(piece, self._cache, 1, self.wanted)[0]
+            self._done += count
+            self._prefilled_s = self._prefilled_s or time.perf_counter()
             return self._choose(logits)
         self._model.fill(piece, self._cache, self.wanted)
-        self._done += len(piece)
+        self._done += count
         now_s = time.perf_counter()
-        if self._done == len(self._prompt):
+        if not self.ready:
             self._prefilled_s = now_s
             return self._finish("length")
-        if now_s - self._told_s < _TOLD_S_MIN:
+        if self._tokens or now_s - self._told_s < _TOLD_S_MIN:  # after a pause it is no longer the prompt
             return []
         self._told_s = now_s
-        return [Prefilling(self.request, self._done, len(self._prompt))]
+        return [Prefilling(self.request, self._done, self._prefill)]
 
-    def _choose(self, rows: Any) -> list[Said]:
-        logits = rows[0].numpy().astype(np.float64)
+    @property
+    def row(self) -> Row:
+        """Its part in a pass that computes the token chosen last."""
+        return Row(self._text[-1], self._done, self._cache, self.wanted)
+
+    def computed(self, logits: Any) -> list[Said]:
+        """Its row was computed: choose the next token."""
+        self._done += 1
+        return self._choose(logits)
+
+    def pause(self) -> None:
+        """See `Work`."""
+        self._cache = None
+        self._done = 0
+        self._prefill = len(self._text)
+
+    def cancel(self) -> list[Said]:
+        """See `Work`: what was said by then is an answer."""
+        return self._finish("cancelled")
+
+    def fail(self, code: str, message: str) -> list[Said]:
+        """See `Work`."""
+        self._cache = None
+        return super().fail(code, message)
+
+    def _choose(self, row: Any) -> list[Said]:
+        logits = row.numpy().astype(np.float64)
         untouched = logits.copy() if self._order.logprobs is not None else logits
         try:
             token = self._chooser.choose(logits)
         except NoTokenLeftError:
             return self._finish("stop")
+        except BrokenGrammarError:
+            return self.fail("invalid_grammar", "cannot go on: the grammar takes too long, it is too ambiguous")
         except BrokenLogitsError:
-            return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
         if self._tokens == 0:
             self._first_token_s = time.perf_counter()
         if token in self._model.vocabulary.ends:
             return self._finish("stop")
-        self._last = token
+        self._text.append(token)
         self._tokens += 1
         self._untold_tokens += 1
         if self._order.logprobs is not None:
@@ -113,7 +134,8 @@ class Generation:
 
     def _finish(self, finish: str) -> list[Said]:
         end_s = time.perf_counter()
-        self._end()
+        self.ended = True
+        self._cache = None
         said = self._tell(self._detokenizer.finish())
         if self._detokenizer.stopped and finish == "stop":
             finish = "stop_string"  # the end of the text completed it
@@ -123,7 +145,7 @@ class Generation:
         generated = Generated(
             request=self.request,
             finish=finish,
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=self._prompt_tokens,
             completion_tokens=self._tokens,
             cached_tokens=0,
             prefill_ms=((self._prefilled_s or end_s) - (self._prefill_s or end_s)) * 1000,
@@ -131,11 +153,3 @@ class Generation:
             decode_ms=(end_s - first_s) * 1000,
         )
         return [*said, generated]
-
-    def _fail(self, code: str, message: str) -> list[Said]:
-        self._end()
-        return [GenerationFailed(self.request, code, message)]
-
-    def _end(self) -> None:
-        self.ended = True
-        self._cache = None

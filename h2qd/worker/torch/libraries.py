@@ -54,4 +54,9 @@ with lean():
     from tokenizers import Tokenizer
     from tokenizers.decoders import DecodeStream
 
-__all__ = ["DecodeStream", "Tokenizer", "lean", "safe_open", "torch", "transformers"]
+    try:
+        import llguidance
+    except ImportError:  # there is no wheel of it for every device; only grammars need it
+        llguidance = None
+
+__all__ = ["DecodeStream", "Tokenizer", "lean", "llguidance", "safe_open", "torch", "transformers"]

@@ -1,10 +1,9 @@
-"""How much memory this process may still take, as the kernel says; and giving freed memory back to it.
+"""How much memory this process may still take, as the kernel says.
 
-Called by `weights` between two parts of a model, and by `engine` when it parks. It is a brake for loads that were
-planned wrongly or that others overtook; what may be loaded at all is the supervisor's to decide.
+Called by `weights` between two parts of a model. It is a brake for loads that were planned wrongly or that others
+overtook; what may be loaded at all is the supervisor's to decide.
 """
 
-import ctypes
 from pathlib import Path
 
 _TEXT_CHARS_MAX = 64 * 1024
@@ -16,13 +15,6 @@ def available_bytes(root: Path = Path("/")) -> int:
     """What the device has, or what the own cgroup leaves, if that is less. Page cache counts as available."""
     device = _fields(root / "proc/meminfo").get("MemAvailable:", 0) * 1024
     return min([device, *_cgroup_bytes(root)])
-
-
-def trim_heap() -> None:
-    """Hand freed pages of the heap to the kernel; only glibc has this."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _cgroup_bytes(root: Path) -> list[int]:

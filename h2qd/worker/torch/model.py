@@ -1,10 +1,12 @@
 """Loads a model folder: checks it, builds the modules, fills them in. Called by `engine`, once in a process.
 
 What is computed in is what most of the weights are made of, unless the order says otherwise. Every layer that runs
-ticks the beat and asks whether the request is still wanted. What fits into memory is the supervisor's plan.
+ticks the beat and asks whether anyone in the pass is still wanted. What fits into memory is the supervisor's plan.
 """
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,23 +16,27 @@ from h2qd.safetensors.folder import read_folder
 from h2qd.safetensors.sentences import Sentences, read_sentences
 from h2qd.wire.messages import ModelFacts
 from h2qd.wire.workers import LoadModel
+from h2qd.worker import journal
+from h2qd.worker.crew import Crew
 from h2qd.worker.engine import Beat, EngineError, Progress
-from h2qd.worker.llama.crew import Crew
-from h2qd.worker.llama.threads import thread_count
+from h2qd.worker.heap import trim_heap
+from h2qd.worker.threads import thread_count
 from h2qd.worker.torch import structure, weights
+from h2qd.worker.torch.attention import join_caches
 from h2qd.worker.torch.cache import open_cache
+from h2qd.worker.torch.grammar import Grammars
 from h2qd.worker.torch.libraries import torch
-from h2qd.worker.torch.memory import trim_heap
 from h2qd.worker.torch.vocabulary import Vocabulary
-
-CHARS_PER_TOKEN_MAX = 256
-"""No text is made of longer tokens than this; longer ones than fit are refused without tokenizing them."""
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
+_SCALED_BY_LONGEST = frozenset({"dynamic", "longrope"})
+"""Ways to scale positions (RoPE) that go by the longest sequence of a pass: others in it would change the text."""
+
+
 class InterruptedPassError(Exception):
-    """The request under way was cancelled in the middle of a pass."""
+    """All requests under way were cancelled in the middle of a pass."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,21 +46,36 @@ class Wanted:
     cancelled: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A request's part in a pass of several: a token at its position, after what the request's cache holds."""
+
+    token: int
+    position: int
+    cache: Any
+    wanted: Wanted
+
+
 @dataclass(slots=True, eq=False)
 class Model:
-    """A loaded model. `batch` tokens are computed at once at most, `ctx` are what one request may use."""
+    """A loaded model. `batch` tokens are computed at once at most, `ctx` are what one request may use.
+
+    `rows_max` requests may have a token each in one pass.
+    """
 
     module: Any
     facts: ModelFacts
     sentences: Sentences
     vocabulary: Vocabulary
+    grammars: Grammars
     device: str
     generates: bool
     beat: Beat
     crew: Crew
     batch: int = 0
     ctx: int = 0
-    under_way: Wanted = field(default_factory=Wanted)
+    rows_max: int = sys.maxsize
+    under_way: Sequence[Wanted] = field(default_factory=tuple)
 
     def cache(self) -> Any:
         """An empty KV cache for one request."""
@@ -70,6 +91,20 @@ class Model:
                 input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=rows
             )
             return said.logits.reshape(len(tokens[-rows:]), -1).float().cpu()
+
+    def next_logits(self, rows: Sequence[Row]) -> Any:
+        """Compute a token for each of up to `rows_max` requests; the logits after it, shape (rows, vocabulary).
+
+        Raises `InterruptedPassError` when none is wanted any more: their caches are of no further use then.
+        """
+        with self._pass(*(row.wanted for row in rows)):
+            said = self.module(
+                input_ids=self._tensor([[row.token] for row in rows]),
+                position_ids=self._tensor([[row.position] for row in rows]),
+                past_key_values=join_caches([row.cache for row in rows]),
+                use_cache=True,
+            )
+            return said.logits.reshape(len(rows), -1).float().cpu()
 
     def fill(self, tokens: list[int], cache: Any, wanted: Wanted) -> None:
         """Compute `tokens` after what `cache` holds, for what comes after them. Raises as `logits`."""
@@ -89,7 +124,7 @@ class Model:
             said = self.module(input_ids=self._tensor(rows), attention_mask=self._tensor(mask))
             return said.last_hidden_state.float().cpu()
 
-    def _pass(self, wanted: Wanted) -> Any:
+    def _pass(self, *wanted: Wanted) -> Any:
         self.under_way = wanted
         return torch.inference_mode()
 
@@ -104,7 +139,7 @@ class Model:
 
         def before(_module: Any, _values: Any) -> None:
             self.beat.tick()
-            if self.under_way.cancelled:
+            if all(wanted.cancelled for wanted in self.under_way):
                 raise InterruptedPassError
 
         for layers in self.module.modules():
@@ -143,9 +178,23 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     if device != "cpu":
         module.to(device)
     trim_heap()
-    model = Model(module, known, sentences, vocabulary, device, folder.family.generates, beat, crew)
+    model = Model(
+        module, known, sentences, vocabulary, Grammars(vocabulary), device, folder.family.generates, beat, crew
+    )
     model.watch_layers()
+    scaled = _scaled_by_longest(module.config)
+    if scaled and model.generates:
+        model.rows_max = 1
+        journal.record("torch.decodes_by_turns", rope_type=scaled)
     return model
+
+
+def _scaled_by_longest(config: Any) -> str:
+    """The way in which positions are scaled, if that goes by the longest sequence of a pass; else empty."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    sets = [parameters, *(one for one in parameters.values() if isinstance(one, dict))]  # of all layers, or by kinds
+    kinds = {str(one.get("rope_type")) for one in sets}
+    return next(iter(sorted(kinds & _SCALED_BY_LONGEST)), "")
 
 
 def _dtype(quantize: str, known: ModelFacts) -> Any:

@@ -1,7 +1,7 @@
 """Chooses the next token from logits, with numpy: the stages and their order are those of llama.cpp's tools.
 
-Bias, repeat penalty, top-k, top-p, min-p, temperature, draw. Called by `generation`, one object a request. Invariant:
-a seed and the same logits give the same tokens.
+Bias, repeat penalty, grammar, top-k, top-p, min-p, temperature, draw. Called by `generation`, one object a request.
+Invariant: a seed and the same logits give the same tokens.
 """
 
 from collections import deque
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from h2qd.wire.workers import ChosenToken, LikelyToken, Sampler
 from h2qd.worker.engine import EngineError
+from h2qd.worker.torch.grammar import Grammar
 from h2qd.worker.torch.vocabulary import Vocabulary
 
 _LOGARITHM_MIN = -1e12
 
 
 class NoTokenLeftError(Exception):
-    """No token may follow: all are banned."""
+    """No token may follow: all that the grammar allows are banned."""
 
 
 class BrokenLogitsError(Exception):
@@ -26,14 +27,14 @@ class BrokenLogitsError(Exception):
 
 
 class Chooser:
-    """Chooses as `order` says, never one of `banned`; `prompt` is what its penalty looks back on.
+    """Chooses as `order` says, within `grammar`, never one of `banned`; `prompt` is what its penalty looks back on.
 
-    Raises `EngineError`: invalid_request, unsupported.
+    Raises `EngineError`: invalid_request.
     """
 
-    def __init__(self, order: Sampler, size: int, prompt: Sequence[int], *, banned: Iterable[int]) -> None:
-        if order.grammar is not None or order.json_schema is not None:
-            raise EngineError("unsupported", "cannot use a grammar or a JSON schema: this engine has none")
+    def __init__(
+        self, order: Sampler, size: int, prompt: Sequence[int], *, banned: Iterable[int], grammar: Grammar | None
+    ) -> None:
         if any(token >= size for token in order.logit_bias):
             raise EngineError("invalid_request", f"cannot bias token {max(order.logit_bias)}: there are {size}")
         self._order = order
@@ -41,10 +42,14 @@ class Chooser:
         self._biased = np.fromiter(merged.keys(), dtype=np.int64, count=len(merged))
         self._biases = np.fromiter(merged.values(), dtype=np.float64, count=len(merged))
         self._last = deque(prompt[-order.repeat_last_n :] if order.repeat_last_n > 0 else (), order.repeat_last_n)
+        self._grammar = grammar
         self._generator = np.random.default_rng(order.seed)
 
     def choose(self, logits: NDArray[np.float64]) -> int:
-        """The next token; changes `logits`. Raises `NoTokenLeftError`, `BrokenLogitsError`."""
+        """The next token; changes `logits`.
+
+        Raises `NoTokenLeftError`, `BrokenLogitsError`, `BrokenGrammarError`.
+        """
         if not np.isfinite(logits).all():
             raise BrokenLogitsError
         logits[self._biased] += self._biases
@@ -53,10 +58,14 @@ class Chooser:
             seen = np.unique(np.fromiter(self._last, dtype=np.int64))
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / order.repeat_penalty, values * order.repeat_penalty)
+        if self._grammar is not None:
+            self._grammar.bind(logits)
         if logits.max() == -np.inf:
             raise NoTokenLeftError
         token = int(logits.argmax()) if order.temperature == 0 else self._drawn(logits)
         self._last.append(token)
+        if self._grammar is not None:
+            self._grammar.take(token)
         return token
 
     def _drawn(self, logits: NDArray[np.float64]) -> int:

@@ -1,7 +1,7 @@
 """How likely a text is: the log-probability of each of its tokens after those before it.
 
 As one sequence after a context, or in windows of which each second half is scored (perplexity as llama.cpp and others
-measure it). Called by `engine`, a step at a time. Invariant: it ends exactly once.
+measure it). Called by `batch`, a piece at a time.
 """
 
 import time
@@ -9,23 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from h2qd.wire.workers import ChosenToken, GenerationFailed, Prefilling, Scored, ScoreText
+from h2qd.wire.workers import ChosenToken, Prefilling, Scored, ScoreText
 from h2qd.worker.engine import EngineError, Said
-from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, InterruptedPassError, Model, Wanted
+from h2qd.worker.prompt import CHARS_PER_TOKEN_MAX
+from h2qd.worker.torch.model import Model
 from h2qd.worker.torch.sampler import bounded, log_softmax
+from h2qd.worker.torch.work import Work
 
 PIECE_TOKENS = 16
 """Tokens that are computed at a time, because the logits of all of them are needed: a vocabulary each."""
 
 
-class Scoring:
+class Scoring(Work):
     """Answers `order`. Raises `EngineError` (context_overflow, invalid_request)."""
 
     def __init__(self, order: ScoreText, model: Model, start_s: float) -> None:
-        self.request = order.request
-        self.priority = order.priority
-        self.wanted = Wanted()
-        self.ended = False
+        super().__init__(order.request, order.priority)
         self._order = order
         self._model = model
         self._start_s = start_s
@@ -51,23 +50,29 @@ class Scoring:
         if not any(len(tokens) > start for tokens, start in self._sequences):
             raise EngineError("invalid_request", "cannot score the text: it is too short")
         self._windows = len(self._sequences) if order.window is not None else 0
-        self._at = 0
+        self._at = 0  # of the first sequence that is left
+        self._scored = 0  # up to here it was scored, before a pause
         self._done = 0
-        self._cache: Any = model.cache()
-        self._last: Any = None
+        self._cache: Any = None
         self._count, self._sum, self._squares = 0, 0.0, 0.0
         self._told: list[ChosenToken] = []
 
-    def step(self) -> list[Said]:
+    @property
+    def ready(self) -> int:
+        """See `Work`: what is left of a sequence, but not all at once."""
+        return min(PIECE_TOKENS, len(self._sequences[0][0]) - self._at)
+
+    def pause(self) -> None:
+        """See `Work`."""
+        self._scored = max(self._scored, self._at)
+        self._done -= self._at
+        self._at, self._cache = 0, None
+
+    def step(self, count: int) -> list[Said]:
         """A piece of a sequence."""
-        if self.wanted.cancelled:
-            return self._fail("cancelled", "cancelled")
-        try:
-            self._piece()
-        except InterruptedPassError:
-            return self._fail("cancelled", "cancelled")
+        self._piece(count)
         if not np.isfinite(self._sum):
-            return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
         if self._sequences:
             return [Prefilling(self.request, self._done, self._total)]
         self.ended = True
@@ -83,19 +88,21 @@ class Scoring:
             )
         ]
 
-    def _piece(self) -> None:
+    def _piece(self, count: int) -> None:
+        if self._cache is None:
+            self._cache = self._model.cache()
         tokens, start = self._sequences[0]
-        piece = tokens[self._at : self._at + min(PIECE_TOKENS, self._model.batch)]
+        piece = tokens[self._at : self._at + count]
         rows = self._model.logits(piece, self._cache, len(piece), self.wanted)
         for offset, row in enumerate(log_softmax(rows.numpy().astype(np.float64))):
             follows = self._at + offset + 1
-            if start <= follows < len(tokens):
+            if max(start, self._scored + 1) <= follows < len(tokens):
                 self._score(tokens[follows], float(row[tokens[follows]]))
         self._at += len(piece)
         self._done += len(piece)
         if self._at == len(tokens):
             del self._sequences[0]
-            self._at, self._cache = 0, self._model.cache()
+            self._at, self._scored, self._cache = 0, 0, None
 
     def _score(self, token: int, logarithm: float) -> None:
         self._count += 1
@@ -103,7 +110,3 @@ class Scoring:
         self._squares += logarithm * logarithm
         if self._order.logprobs:
             self._told.append(ChosenToken(token, self._model.vocabulary.piece(token), bounded(logarithm)))
-
-    def _fail(self, code: str, message: str) -> list[Said]:
-        self.ended = True
-        return [GenerationFailed(self.request, code, message)]

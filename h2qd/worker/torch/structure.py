@@ -12,6 +12,7 @@ from typing import Any
 from h2qd.safetensors.folder import Folder
 from h2qd.wire.names import shown
 from h2qd.worker.engine import EngineError
+from h2qd.worker.torch.attention import name
 from h2qd.worker.torch.libraries import lean, torch, transformers
 
 _OURS = frozenset({"architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"})
@@ -26,13 +27,14 @@ def build(folder: Folder, dtype: Any) -> Any:
         if key not in _OURS and not key.startswith("_") and "implementation" not in key
     }
     auto = transformers.AutoModelForCausalLM if folder.family.generates else transformers.AutoModel
+    attention = name(folder.family.attention) if folder.family.generates else folder.family.attention
     extra = {"add_pooling_layer": False} if folder.family.pooler else {}
     try:
         with lean(), _without_numbers():
             config = transformers.AutoConfig.for_model(folder.kind, **values)
             config.return_dict = True
             config.output_hidden_states = config.output_attentions = False
-            module = auto.from_config(config, attn_implementation=folder.family.attention, dtype=dtype, **extra)
+            module = auto.from_config(config, attn_implementation=attention, dtype=dtype, **extra)
     except Exception as error:  # the library raises whatever an odd configuration makes fail
         why = shown(f"{type(error).__name__}: {error}", 300)
         raise EngineError("load_failed", f"cannot build the model that config.json describes: {why}") from error

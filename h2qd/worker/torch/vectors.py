@@ -1,29 +1,27 @@
 """Texts that become vectors: pooled states of the last layer, a few texts at a time.
 
 An encoder takes texts of like length together, padded, as many as the batch holds; a model that generates takes one
-text after another, in pieces. Called by `engine`, a step at a time. Invariant: it ends exactly once, and every number
-of its vectors is finite.
+text after another, in pieces. Called by `batch`, a pass at a time. Invariant: every number of its vectors is finite.
 """
 
 import time
 from typing import Any
 
-from h2qd.wire.workers import Embedded, EmbedTexts, GenerationFailed, Prefilling
+from h2qd.wire.workers import Embedded, EmbedTexts, Prefilling
 from h2qd.worker.engine import EngineError, Said
+from h2qd.worker.prompt import CHARS_PER_TOKEN_MAX
 from h2qd.worker.torch.libraries import torch
-from h2qd.worker.torch.model import CHARS_PER_TOKEN_MAX, InterruptedPassError, Model, Wanted
+from h2qd.worker.torch.model import Model
+from h2qd.worker.torch.work import Work
 
 _NORM_MIN = 1e-12
 
 
-class Vectors:
+class Vectors(Work):
     """Answers `order`. Raises `EngineError` (context_overflow, invalid_request) for texts that it cannot take."""
 
     def __init__(self, order: EmbedTexts, model: Model, start_s: float) -> None:
-        self.request = order.request
-        self.priority = order.priority
-        self.wanted = Wanted()
-        self.ended = False
+        super().__init__(order.request, order.priority)
         self._order = order
         self._model = model
         self._start_s = start_s
@@ -45,20 +43,35 @@ class Vectors:
         self._vectors: list[list[float]] = [[] for _ in self._texts]
         # The longest first, and popped from the end: what is padded together is of like length.
         self._left = sorted(range(len(self._texts)), key=lambda at: -len(self._texts[at]))
+        self._at = 0  # of a text that is read in pieces
+        self._cache: Any = None
+        self._pooled: Any = None
 
-    def step(self) -> list[Said]:
-        """A batch of texts."""
-        if self.wanted.cancelled:
-            return self._fail("cancelled", "cancelled")
-        taken = self._next()
-        try:
-            pooled = self._encode(taken) if not self._model.generates else self._read_through(self._texts[taken[0]])
-        except InterruptedPassError:
-            return self._fail("cancelled", "cancelled")
+    @property
+    def ready(self) -> int:
+        """See `Work`; an encoder does whole texts, however few tokens it is given."""
+        return len(self._texts[self._left[-1]]) - self._at
+
+    def pause(self) -> None:
+        """See `Work`."""
+        self._at, self._cache, self._pooled = 0, None, None
+
+    def step(self, count: int) -> list[Said]:
+        """A batch of texts, or a piece of one."""
+        if self._model.generates:
+            taken = self._left[-1:]
+            pooled = self._read_on(self._texts[taken[0]], count)
+            if pooled is None:
+                return []
+            self._left.pop()
+            self.pause()
+        else:
+            taken = self._next()
+            pooled = self._encode(taken)
         if self._order.normalize:
             pooled = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=_NORM_MIN)
         if not torch.isfinite(pooled).all():
-            return self._fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
         for at, vector in zip(taken, pooled.tolist(), strict=True):
             self._vectors[at] = vector
         if self._left:
@@ -78,7 +91,7 @@ class Vectors:
     def _next(self) -> list[int]:
         """The next texts: one, and more while they fit the batch, padded to the longest."""
         taken = [self._left.pop()]
-        while self._left and not self._model.generates:
+        while self._left:
             longest = len(self._texts[self._left[-1]])
             if longest * (len(taken) + 1) > self._model.batch:
                 break
@@ -100,17 +113,17 @@ class Vectors:
         weights = torch.tensor(mask, dtype=states.dtype)[..., None]
         return (states * weights).sum(1) / weights.sum(1)
 
-    def _read_through(self, tokens: list[int]) -> Any:
-        cache = self._model.cache()
+    def _read_on(self, tokens: list[int], count: int) -> Any:
+        """Read so many more of `tokens`; the pooled states once all that count are read, None before."""
+        if self._cache is None:
+            self._cache = self._model.cache()
+        states = self._model.states(tokens[self._at : self._at + count], self._cache, self.wanted)
+        self._at += count
         pooling = self._model.sentences.pooling
-        total: Any = 0
-        for start in range(0, len(tokens), self._model.batch):
-            states = self._model.states(tokens[start : start + self._model.batch], cache, self.wanted)
-            if pooling == "cls":
-                return states[:1]
-            total = states[-1:] if pooling == "last" else total + states.sum(0, keepdim=True)
-        return total if pooling == "last" else total / len(tokens)
-
-    def _fail(self, code: str, message: str) -> list[Said]:
-        self.ended = True
-        return [GenerationFailed(self.request, code, message)]
+        if pooling == "cls":
+            return states[:1]
+        if pooling == "last":
+            return states[-1:] if self._at == len(tokens) else None
+        total = states.sum(0, keepdim=True)
+        self._pooled = total if self._pooled is None else self._pooled + total
+        return self._pooled / len(tokens) if self._at == len(tokens) else None

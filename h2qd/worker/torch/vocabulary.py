@@ -52,8 +52,7 @@ class Vocabulary:
         self.adds_bos = self.bos is not None and self._tokenizer.encode("").ids[:1] == [self.bos]
         self.ends = frozenset(self._ends(folder))
         added = self._tokenizer.get_added_tokens_decoder()
-        self.controls = sorted((one.content for one in added.values() if one.special), key=len, reverse=True)
-        """Control tokens as they are written, the longest first."""
+        self._controls = {one.content for one in added.values() if one.special and one.content}
         self.pad = next((n for n in (folder.config.values.get("pad_token_id"),) if isinstance(n, int) and n >= 0), 0)
         self.template = _template(folder)
         self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
@@ -81,6 +80,15 @@ class Vocabulary:
             finally:
                 self._tokenizer.no_truncation()
         return self._known(tokens), whole
+
+    def control_words(self, text: str) -> set[str]:
+        """The control tokens that are spelled out in `text`."""
+        return {word for word in self._controls if word in text}
+
+    def as_json(self) -> str:
+        """All of the tokenizer, as its library writes it."""
+        text: str = self._tokenizer.to_str()
+        return text
 
     def stream(self) -> Stream:
         """For the tokens of one answer."""

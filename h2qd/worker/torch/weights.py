@@ -11,8 +11,8 @@ from typing import Any
 from h2qd.safetensors.folder import Folder, Part
 from h2qd.safetensors.header import Tensor
 from h2qd.wire.names import shown
+from h2qd.worker.crew import Crew
 from h2qd.worker.engine import Beat, EngineError, Progress
-from h2qd.worker.llama.crew import Crew
 from h2qd.worker.torch.libraries import safe_open, torch
 from h2qd.worker.torch.linear import Int4Linear, Int8Linear, QuantizedLinear, fits_int4
 from h2qd.worker.torch.memory import available_bytes

@@ -47,9 +47,13 @@ def part(plan: MemoryPlan, name: str) -> int:
 
 
 def test_what_real_workers_grew_by() -> None:
-    # PSS of the process tree after loads by torch 2.13: a sentence model, and a llama with its context full.
-    for shape, ctx, measured in ((MINILM, 256, 428_322_816), (LLAMA, 4096, 561_421_312)):
-        assert torch_plan(shape, ctx).total_bytes == pytest.approx(measured, rel=0.1)
+    # PSS after loads by torch 2.13: a sentence model, a llama with its context full, and with that of eight slots.
+    for shape, ctx, slots, measured in (
+        (MINILM, 256, 1, 428_322_816),
+        (LLAMA, 4096, 1, 561_421_312),
+        (LLAMA, 8 * 512, 8, 554_119_168),
+    ):
+        assert torch_plan(shape, ctx, slots).total_bytes == pytest.approx(measured, rel=0.1)
 
 
 def test_weights_that_stay_as_they_are_stay_pages_of_the_file() -> None:
@@ -77,6 +81,12 @@ def test_the_cache_grows_with_context_and_width_and_only_models_that_generate_ha
     assert part(torch_plan(replace(LLAMA, quantize="float32"), 1000), "kv_cache") == 2 * part(narrow, "kv_cache")
     assert part(torch_plan(MINILM, 256), "kv_cache") == 0
     assert part(torch_plan(MINILM, 256), "output") == 0
+
+
+def test_each_further_slot_has_a_row_of_logits() -> None:
+    alone, beside = (part(torch_plan(LLAMA, 4096, slots), "output") for slots in (1, 8))
+    assert beside - alone == 7 * 8 * LLAMA.vocabulary
+    assert part(torch_plan(MINILM, 256, 8), "output") == 0
 
 
 def test_its_cache_is_of_one_kind_so_less_context_is_all_that_can_be_offered() -> None:
@@ -113,8 +123,9 @@ def test_only_mapped_weights_can_be_taken_back_by_the_kernel() -> None:
         quantize=st.sampled_from(["", "float32", "bfloat16", "int8", "int4", "odd"]),
     ),
     st.integers(-5, 2**40),
+    st.integers(-5, 2**20),
 )
-def test_whatever_the_shape_the_plan_is_there_and_adds_up(shape: ModelShape, ctx: int) -> None:
-    plan = torch_plan(shape, ctx)
+def test_whatever_the_shape_the_plan_is_there_and_adds_up(shape: ModelShape, ctx: int, slots: int) -> None:
+    plan = torch_plan(shape, ctx, slots)
     assert all(size >= 0 for _, size in plan.parts)
     assert plan.total_bytes == sum(size for _, size in plan.parts)

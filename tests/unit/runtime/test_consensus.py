@@ -15,7 +15,7 @@ from h2qd.runtime.consensus import (
     medoid,
     normalised,
 )
-from h2qd.worker.llama.gbnf import read
+from h2qd.worker.gbnf import read
 
 
 def keys(*texts: str) -> list[str]:

@@ -9,7 +9,7 @@ from llama_cpp import llama_grammar
 
 from h2qd.wire.workers import Sampler
 from h2qd.worker.engine import EngineError
-from h2qd.worker.llama.gbnf import GrammarError
+from h2qd.worker.gbnf import GrammarError
 from h2qd.worker.llama.grammar import checked, grammar_text
 from h2qd.worker.llama.schema import schema_to_gbnf
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from h2qd.worker.llama import processors
-from h2qd.worker.llama.crew import Crew
-from h2qd.worker.llama.neighbour import PERIOD_S, ROOMY_PERIODS, Neighbour, Reading
+from h2qd.worker import processors
+from h2qd.worker.crew import Crew
+from h2qd.worker.neighbour import PERIOD_S, ROOMY_PERIODS, Neighbour, Reading
 
 START = Reading(100.0, 50.0, 7.0, 300.0)
 

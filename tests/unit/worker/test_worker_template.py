@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from h2qd.wire.workers import Turn
+from h2qd.worker import template
 from h2qd.worker.engine import EngineError
-from h2qd.worker.llama import template
-from h2qd.worker.llama.template import ChatTemplate
+from h2qd.worker.template import ChatTemplate
 
 TURNS = [Turn("user", "Hi {{ 1 + 1 }}"), Turn("assistant", "Hello"), Turn("user", "Bye")]
 

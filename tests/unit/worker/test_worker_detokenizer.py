@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2qd.worker.llama.detokenizer import Detokenizer
+from h2qd.worker.detokenizer import Detokenizer
 
 
 def shown(pieces: Sequence[bytes], stops: Sequence[str]) -> tuple[str, bool]:

@@ -1,7 +1,7 @@
 """Who gives way to whom: requests that wait for a place, begun or not, and the one that pauses for a newcomer.
 
-Pure. Called by `batch`. Invariant: whoever is in line has a priority no higher than any that runs, so a place that
-gets free goes to the head of the line, and nobody pauses for an equal.
+Pure. Called by the engines' batches; knows none of them. Invariant: whoever is in line has a priority no higher than
+any that runs, so a place that gets free goes to the head of the line, and nobody pauses for an equal.
 """
 
 from collections.abc import Iterable, Sequence

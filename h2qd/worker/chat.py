@@ -2,19 +2,46 @@
 
 Where a message spells out a control token ("<end_of_turn>"), a mark is put inside the word before the template runs,
 and the rendered text is cut there before it is tokenized, so no piece holds the word. Messages without such words, so
-nearly all, are tokenized in one piece with the rest, as the model was taught. Called by `engine`.
+nearly all, are tokenized in one piece with the rest, as the model was taught. Called by `prompt`; knows no engine.
 """
+
+from collections.abc import Collection
+from typing import Protocol
 
 from h2qd.wire.workers import Turn
 from h2qd.worker.engine import EngineError
-from h2qd.worker.llama.template import ChatTemplate
-from h2qd.worker.llama.vocabulary import Vocabulary
+from h2qd.worker.template import ChatTemplate
 
 _MARK = "\ufdd0"
 """A noncharacter: no text has a use for it."""
 
 _ROUNDS_MAX = 8
 """Words of control tokens can overlap, so that breaking one leaves another."""
+
+
+class Vocabulary(Protocol):
+    """What is asked of a model's tokens."""
+
+    bos: int | None
+    adds_bos: bool
+
+    @property
+    def bos_name(self) -> str:
+        """How the token of a text's beginning is written; may be empty."""
+        ...
+
+    @property
+    def eos_name(self) -> str:
+        """How the token of a text's end is written; may be empty."""
+        ...
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """The tokens of `text`, with none added. `special`: control tokens written out in it count as such."""
+        ...
+
+    def control_words(self, text: str) -> Collection[str]:
+        """The control tokens that are spelled out in `text`, none of them empty."""
+        ...
 
 
 def chat_tokens(turns: list[Turn], template: ChatTemplate, vocabulary: Vocabulary) -> list[int]:
@@ -30,16 +57,9 @@ def chat_tokens(turns: list[Turn], template: ChatTemplate, vocabulary: Vocabular
 def _without_controls(text: str, vocabulary: Vocabulary) -> str:
     text = text.replace(_MARK, "")
     for _ in range(_ROUNDS_MAX):
-        words = _control_words(text, vocabulary)
+        words = {word for piece in text.split(_MARK) for word in vocabulary.control_words(piece)}
         if not words:
             return text
-        for word in sorted(words, key=len, reverse=True):
+        for word in sorted(words, key=lambda word: (-len(word), word)):
             text = text.replace(word, word[0] + _MARK + word[1:])
     raise EngineError("invalid_messages", "cannot use a message: it spells out control tokens of the model")
-
-
-def _control_words(text: str, vocabulary: Vocabulary) -> set[str]:
-    """The control tokens spelled out in `text`."""
-    tokens = {token for piece in text.split(_MARK) for token in vocabulary.tokenize(piece, special=True)}
-    words = {vocabulary.name(token) for token in tokens if vocabulary.is_special(token)}
-    return {word for word in words if word and word in text}  # an unknown character is a special token, but no word

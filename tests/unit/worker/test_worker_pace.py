@@ -2,7 +2,7 @@
 
 import pytest
 
-from h2qd.worker.llama.pace import DELAY_RATIO, DELAY_S_MAX, DELAY_S_MIN, TOKENS_STEP, Pace
+from h2qd.worker.pace import DELAY_RATIO, DELAY_S_MAX, DELAY_S_MIN, TOKENS_STEP, Pace
 
 
 def settled(decode_s: float, fixed_s: float, token_s: float, crowding: float = 0) -> tuple[Pace, int]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2qd.worker.llama.gbnf import Characters, Element, GrammarError, Rule, read, write
+from h2qd.worker.gbnf import Characters, Element, GrammarError, Rule, read, write
 
 
 def matches(rules: list[Rule], text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from h2qd.worker.llama.line import crowding, gives_way, head
+from h2qd.worker.line import crowding, gives_way, head
 
 
 class One(NamedTuple):

@@ -1,7 +1,7 @@
 """How many threads compute: one for each physical core that this process may run on.
 
 A second thread on the same core adds nothing to matrix products that wait for memory, and ggml's threads spin
-at barriers, so too many cost more than too few. Called by `model` at a load.
+at barriers, so too many cost more than too few. Called by engines at a load; knows none of them.
 """
 
 import os

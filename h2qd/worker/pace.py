@@ -1,9 +1,9 @@
 """How many prompt tokens one pass may take, so that streams that run beside it hardly notice.
 
-Pure. Called by `batch`, which says how long passes took. While somebody decodes, a pass of prompts may take little
-longer than a pass of tokens: a stream's gaps then grow to two and a half times at most, and prompts still get about
-half of the time. Where more wait than decode, each counts alike: a lone stream beside seven newcomers gets an eighth
-of the time until they decode too, for larger pieces cost less. Invariant: prompts always get something.
+Pure. Called by the engines' batches, which say how long passes took. While somebody decodes, a pass of prompts may
+take little longer than a pass of tokens: a stream's gaps then grow to two and a half times at most, and prompts still
+get about half of the time. Where more wait than decode, each counts alike: a lone stream beside seven newcomers gets
+an eighth of the time until they decode too, for larger pieces cost less. Invariant: prompts always get something.
 """
 
 DELAY_RATIO = 1.4

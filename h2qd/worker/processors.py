@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from h2qd.worker.llama.neighbour import Reading
+from h2qd.worker.neighbour import Reading
 
 _PROC = Path("/proc")
 _FILE_BYTES_MAX = 1 << 16

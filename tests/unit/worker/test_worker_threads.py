@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from h2qd.worker.llama.threads import THREADS_MAX, physical_cores, thread_count
+from h2qd.worker.threads import THREADS_MAX, physical_cores, thread_count
 
 
 def siblings(sysfs: Path, *lists: str) -> Path:

@@ -1,21 +1,21 @@
-"""The threads of one context, before each pass: as many as `neighbour` finds room for, from what `processors` reads.
+"""The threads that compute, before each pass: as many as `neighbour` finds room for, from what `processors` reads.
 
-Called by `context`. The kernel is asked a few times a second, not for each pass; where it does not answer, the number
-stays what it was at the load. The library divides the attention of a lone token over a long cache among the threads
-(ggml's `use_split_kv_path`), so their number changes how its logits are rounded; whoever needs the same text for the
-same seed also beside other work sets the number of threads.
+Called by engines; knows none of them. The kernel is asked a few times a second, not for each pass; where it does not
+answer, the number stays what it was at the load. A library divides the attention of a lone token over a long cache
+among the threads (ggml's `use_split_kv_path`), so their number changes how its logits are rounded; whoever needs the
+same text for the same seed also beside other work sets the number of threads.
 """
 
 import os
 import time
 from collections.abc import Callable
 
-from h2qd.worker.llama import processors
-from h2qd.worker.llama.neighbour import PERIOD_S, Neighbour, Reading
+from h2qd.worker import processors
+from h2qd.worker.neighbour import PERIOD_S, Neighbour, Reading
 
 
 class Crew:
-    """`assign` sets the number of threads of a context that has `limit` so far; it `adapts` or stays as it is."""
+    """`assign` sets the number of threads where there are `limit` so far; it `adapts` or stays as it is."""
 
     def __init__(
         self,

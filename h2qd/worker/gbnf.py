@@ -2,8 +2,8 @@
 
 Groups and repetitions become rules of their own, so what comes out is flat: no nesting for a native parser to
 recurse into, no name but ours, no expansion that was not counted here. Whether the rules are fit for use is for
-`grammar`. Pure. References to tokens (`<...>`) are not part of what is read. Invariant: work and memory are bounded
-by ELEMENTS_MAX, whatever the text says.
+the engines' `grammar`. Pure. References to tokens (`<...>`) are not part of what is read. Invariant: work and memory
+are bounded by ELEMENTS_MAX, whatever the text says.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Bytes of tokens to text that may be shown: whole characters, and nothing of a stop string.
 
-Pure. Called by `slot`, one object a request. Invariant: however the bytes are cut into pieces, the texts together are
-the same: the text before the stop string that is complete first (of several complete at once, the one that began
-first), or all of it.
+Pure. Called by whatever answers, one object a request; knows no engine. Invariant: however the bytes are cut into
+pieces, the texts together are the same: the text before the stop string that is complete first (of several complete
+at once, the one that began first), or all of it.
 """
 
 import codecs
