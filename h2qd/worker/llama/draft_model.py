@@ -85,7 +85,8 @@ class DraftModel:
         """Find out what a token takes, whichever it is."""
         self._context.clear(self._cache)
         began_s = time.perf_counter()
-        self._context.decode([Piece(self._cache, [token], 1)], interruptible=True)
+        ((row,),) = self._context.decode([Piece(self._cache, [token], 1)], interruptible=True)
+        self._context.logits(row).argmax()
         self._weights_s.append(time.perf_counter() - began_s)
         if len(self._weights_s) == _WEIGHINGS:
             self._wager.drafted(1, min(self._weights_s[1:]))

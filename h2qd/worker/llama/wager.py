@@ -26,6 +26,9 @@ _HITS, _TRIES = 3.6, 4.0
 _MEMORY = 0.95
 """What is left of an older try's weight."""
 
+_TOKEN_SHARE = 0.2
+"""Of a plain pass that each more token takes, before any such pass was measured: no draft is tried for less."""
+
 _HOPELESS = 0.8
 """Tokens in the time of a plain pass, if all guesses came true: no busy moment makes that of a draft that pays."""
 
@@ -131,8 +134,10 @@ class Wager:
     def _pass_s(self, tokens: int) -> float:
         """What a pass of so many tokens takes: on a line through what was measured; no less than a plain one."""
         known = {1: self._plain_s, **self._passes_s}
-        if len(known) == 1 or tokens in known:
-            return known.get(tokens, self._plain_s)
+        if tokens in known:
+            return known[tokens]
+        if len(known) == 1:
+            return self._plain_s * (1 + _TOKEN_SHARE * (tokens - 1))
         first = max(count for count in known if count < tokens)
         last = min((count for count in known if count > tokens), default=first)
         if last == first:  # it is beyond all: the line from one token on goes on
