@@ -55,6 +55,7 @@ def traits(config: Config, name: str) -> Traits:
         variants=own.variants,
         priority=own.priority,
         ttl_s=general.ttl_s if own.ttl_s is None else own.ttl_s,
+        draft=own.draft,
     )
 
 

@@ -260,6 +260,25 @@ class Word(msgspec.Struct, frozen=True):
         return value
 
 
+class ModelName(msgspec.Struct, frozen=True):
+    """The name of a model."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "model name"
+
+    def parse(self, text: str) -> str:
+        """The name."""
+        if fault := name_fault(text):
+            raise ValueError(fault)
+        return text
+
+    def show(self, value: str) -> Scalar:
+        """The name itself."""
+        return value
+
+
 class Url(msgspec.Struct, frozen=True):
     """Where a server is: http or https, a host, perhaps a port and a path, and no more."""
 

@@ -169,11 +169,12 @@ def _odd_remotes(table: Table) -> Iterator[Fault]:
 
 
 def _unknown_variants(table: Table) -> Iterator[Fault]:
-    """Variants that are the model itself. Others may be registered by an import, so they need not be named here."""
+    """Variants and drafts that are the model itself. Others may be registered by an import, and not be named here."""
     for name, values in table.maps["models"].items():
-        if name in values.get("variants", ()):
-            key = f"models.{name}.variants"
-            yield Fault(table.sources[key], key, f"cannot use '{name}': it is the model itself")
+        for part, named in (("variants", values.get("variants", ())), ("draft", (values.get("draft"),))):
+            if name in named:
+                key = f"models.{name}.{part}"
+                yield Fault(table.sources[key], key, f"cannot use '{name}': it is the model itself")
 
 
 def _doubtful_adapters(table: Table) -> Iterator[Fault]:

@@ -18,6 +18,7 @@ from h2qd.config.kinds import (
     Flag,
     Kind,
     Mode,
+    ModelName,
     NameList,
     NameMap,
     Percent,
@@ -329,6 +330,15 @@ class Model(Section, frozen=True):
             Choice(("none", "float32", "bfloat16", "int8", "int4")),
         ),
     ] = "none"
+    draft: Annotated[
+        str,
+        Key(
+            "a small registered model (GGUF) of the same vocabulary that guesses what this one says, where that is "
+            "faster; it is loaded with the model, if there is room",
+            ModelName(),
+            "none",
+        ),
+    ] = ""
     adapters: Annotated[
         tuple[tuple[str, str], ...],
         Key(

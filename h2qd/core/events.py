@@ -75,7 +75,10 @@ class RequestAbandoned:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """A worker has its model in memory, after `load_s`: `held_bytes`, of which `file_bytes` are page cache."""
+    """A worker has its model in memory, after `load_s`: `held_bytes`, of which `file_bytes` are page cache.
+
+    `undrafted`: why it has not got the draft model that it was to load too.
+    """
 
     now: float
     worker: int
@@ -83,6 +86,7 @@ class WorkerReady:
     held_bytes: int
     load_s: float
     file_bytes: int = 0
+    undrafted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ the device's memory with one act. Called by `runtime.supervisor` only; pure.
 from dataclasses import replace
 from typing import assert_never
 
-from h2qd.core import admission, ending, leaving, lessons, outcome, relief, switching
+from h2qd.core import admission, drafting, ending, leaving, lessons, outcome, relief, switching
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
@@ -44,8 +44,8 @@ from h2qd.core.events import (
     WorkerReady,
 )
 from h2qd.core.failures import record_failure
-from h2qd.core.offers import plan_of
-from h2qd.core.records import Fault, Memory, Model, Released, State, Switch
+from h2qd.core.offers import plan_of, planned_bytes
+from h2qd.core.records import Draft, Fault, Memory, Model, Released, State, Switch
 from h2qd.core.states import HOLDING, RESIDENT, Move, Status
 from h2qd.core.turn import Turn
 
@@ -121,9 +121,10 @@ def _register(turn: Turn, event: ModelRegistered) -> None:
     known = turn.state.models.get(event.name)
     if known is not None:
         turn.change(event.name, shape=event.shape, ctx=event.ctx, traits=event.traits, lessons=event.lessons)
+        turn.state = replace(turn.state, models=drafting.resolved(turn.state.models))
         return
     model = Model(event.name, event.shape, event.ctx, event.traits, event.lessons, since=event.now)
-    turn.state = replace(turn.state, models={**turn.state.models, event.name: model})
+    turn.state = replace(turn.state, models=drafting.resolved({**turn.state.models, event.name: model}))
     turn.emit(Publish("model", "model.registered", event.name))
 
 
@@ -159,7 +160,7 @@ def _forget(turn: Turn, event: ForgetAsked) -> None:
         turn.emit(Refuse(event.request, Fault("in_use", f"cannot remove {event.name}: {use}")))
         return
     rest = {name: m for name, m in turn.state.models.items() if name != event.name}
-    turn.state = replace(turn.state, models=rest)
+    turn.state = replace(turn.state, models=drafting.resolved(rest))
     if turn.state.active == event.name:
         turn.activate(None)
     turn.emit(TellForgotten(event.request, event.name))
@@ -217,6 +218,8 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
     model = turn.model_of(event.worker)
     if model is None or model.status is not Status.LOADING:
         return
+    if event.undrafted and model.terms.draft:
+        model = _undrafted(turn, model, event.undrafted)
     model = turn.move(
         model.name,
         Move.LOADED,
@@ -229,6 +232,15 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
     )
     _learn(turn, model, exercised=False)
     outcome.loaded(turn, turn.model(model.name))
+
+
+def _undrafted(turn: Turn, model: Model, why: str) -> Model:
+    """A model was loaded without the draft model that there was room for."""
+    terms = model.terms
+    size = planned_bytes(model, terms.ctx, terms.kv_type, turn.state.rules.slots, drafted=False)
+    without = Draft(terms.draft).missing(why)
+    terms = replace(terms, planned_bytes=size, file_bytes=min(size, terms.file_bytes), draft="", undrafted=without)
+    return turn.change(model.name, terms=terms, planned_bytes=size)
 
 
 def _worker_measured(turn: Turn, event: WorkerMeasured) -> None:
@@ -248,8 +260,8 @@ def _learn(turn: Turn, model: Model, *, exercised: bool) -> None:
     if not exercised and model.held_bytes <= model.planned_bytes:
         return
     terms, slots = model.terms, turn.state.rules.slots
-    plan = plan_of(model, terms.ctx, terms.kv_type, slots)
-    lesson = lessons.Lesson(terms.ctx, slots, terms.kv_type, plan.total_bytes, model.held_bytes)
+    plan = plan_of(model, terms.ctx, terms.kv_type, slots, drafted=bool(terms.draft))
+    lesson = lessons.Lesson(terms.ctx, slots, terms.kv_type, plan.total_bytes, model.held_bytes, terms.draft)
     if not lessons.is_news(model.lessons, lesson):
         return
     learned = lessons.learn(model.lessons, lesson)

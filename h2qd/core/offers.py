@@ -1,7 +1,8 @@
 """Offers: what a load can be given. First what was asked for, then less and less of it.
 
-Precision that is hardly felt goes first (a KV cache of 8 bits), then context, half by half, then precision that is
-(4 bits). Who opted out of that, by `exact` or in the configuration, is offered what was asked for and nothing else.
+A draft model goes first, which changes no answer; then precision that is hardly felt (a KV cache of 8 bits), then
+context, half by half, then precision that is (4 bits). Who opted out of that, by `exact` or in the configuration, is
+offered what was asked for, with its draft or without, and nothing else.
 Called by `admission` and `switching` with the same question, so that what is promised is what is done. Pure.
 """
 
@@ -10,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from h2qd.core import budget, evict, remote_plan
+from h2qd.core.drafting import draft_plan
 from h2qd.core.lessons import correction_bytes
 from h2qd.core.plan import MemoryPlan, ModelShape, memory_plan
 from h2qd.core.records import F16, Fault, Model, State, Terms, Ticket
@@ -31,6 +33,9 @@ def _plan(shape: ModelShape, ctx: int, slots: int, kv_type: str) -> MemoryPlan:
     return memory_plan(shape, ctx, slots, kv_type)
 
 
+_draft_plan = lru_cache(maxsize=256)(draft_plan)
+
+
 def effective_ctx(model: Model, ctx: int) -> int:
     """The context a load asks for: the wanted or the model's own default, within what the model was made for."""
     wanted = ctx or model.ctx
@@ -42,20 +47,39 @@ def effective_kv(model: Model, kv_type: str) -> str:
     return kv_type or model.traits.kv_type
 
 
-def plan_of(model: Model, ctx: int, kv_type: str = "", slots: int = 1) -> MemoryPlan:
-    """The memory that a load would take before any learning; each of its slots has a context of `ctx` to itself."""
+def plan_of(model: Model, ctx: int, kv_type: str = "", slots: int = 1, *, drafted: bool = True) -> MemoryPlan:
+    """The memory that a load would take before any learning; each of its slots has a context of `ctx` to itself.
+
+    `drafted`: with its draft model, if it has one.
+    """
     own_ctx = effective_ctx(model, ctx)
-    return replace(_plan(model.shape, own_ctx * slots, slots, effective_kv(model, kv_type)), ctx=own_ctx)
+    plan = replace(_plan(model.shape, own_ctx * slots, slots, effective_kv(model, kv_type)), ctx=own_ctx)
+    if not drafted or not has_draft(model):
+        return plan
+    size = sum(_draft_parts(model, own_ctx).values())
+    return replace(plan, parts=(*plan.parts, ("draft", size)), total_bytes=plan.total_bytes + size)
+
+
+def has_draft(model: Model) -> bool:
+    """Whether it has a draft model that can be loaded with it."""
+    return model.draft is not None and model.draft.shape is not None
+
+
+def _draft_parts(model: Model, ctx: int) -> dict[str, int]:
+    """What its draft model takes, if it has one, beside a context of `ctx` for each slot."""
+    shape = model.draft.shape if model.draft is not None else None
+    return dict(_draft_plan(shape, ctx).parts) if shape is not None else {}
 
 
 def learned_bytes(model: Model, plan: MemoryPlan, kv_type: str, slots: int) -> int:
     """By how much loads of a model that were measured differ from such a plan."""
-    return correction_bytes(model.lessons, plan.ctx, slots, effective_kv(model, kv_type), plan.total_bytes)
+    draft = model.traits.draft if "draft" in dict(plan.parts) else ""
+    return correction_bytes(model.lessons, plan.ctx, slots, effective_kv(model, kv_type), plan.total_bytes, draft)
 
 
-def planned_bytes(model: Model, ctx: int, kv_type: str, slots: int) -> int:
+def planned_bytes(model: Model, ctx: int, kv_type: str, slots: int, *, drafted: bool = True) -> int:
     """What a load is expected to take, with what was learned."""
-    plan = plan_of(model, ctx, kv_type, slots)
+    plan = plan_of(model, ctx, kv_type, slots, drafted=drafted)
     return plan.total_bytes + learned_bytes(model, plan, kv_type, slots)
 
 
@@ -63,6 +87,8 @@ def offers(model: Model, ctx: int, kv_type: str, slots: int, *, exact: bool) -> 
     """What a load can be given, best first."""
     choice = _all_offers(model, ctx, kv_type, slots)
     yield next(choice)
+    if has_draft(model):
+        yield next(choice)
     if model.traits.degrade and not exact:
         yield from choice
 
@@ -71,11 +97,19 @@ def _all_offers(model: Model, ctx: int, kv_type: str, slots: int) -> Iterator[Te
     """What a load could be given if any less would do."""
     asked_ctx, asked_kv = effective_ctx(model, ctx), effective_kv(model, kv_type)
 
-    def terms(ctx: int, kv_type: str) -> Terms:
-        size = planned_bytes(model, ctx, kv_type, slots)
+    def terms(ctx: int, kv_type: str, *, drafted: bool = False) -> Terms:
+        size = planned_bytes(model, ctx, kv_type, slots, drafted=drafted)
         mapped = dict(plan_of(model, ctx, kv_type, slots).parts)["weights"]
-        return Terms(ctx, kv_type, size, asked_ctx, asked_kv, min(size, mapped))
+        without = ""
+        if drafted:
+            mapped += _draft_parts(model, ctx)["weights"]
+        elif model.draft is not None:
+            without = model.draft.missing("there is no room for it" if has_draft(model) else "")
+        draft = model.traits.draft if drafted else ""
+        return Terms(ctx, kv_type, size, asked_ctx, asked_kv, min(size, mapped), draft, without)
 
+    if has_draft(model):
+        yield terms(asked_ctx, asked_kv, drafted=True)
     yield terms(asked_ctx, asked_kv)
     least_ctx = min(asked_ctx, max(1, model.traits.min_ctx))
     quantizes = _quantizes(model)
@@ -93,7 +127,9 @@ def _all_offers(model: Model, ctx: int, kv_type: str, slots: int) -> Iterator[Te
 def parked_bytes(model: Model, slots: int) -> int:
     """What a resident model is expected to hold when it is parked: its process, and copies that only it has."""
     parts = dict(plan_of(model, model.terms.ctx, model.terms.kv_type, slots).parts)
-    return parts["repacked"] + parts["overhead"] + parts["adapters"]
+    draft = _draft_parts(model, model.terms.ctx) if model.terms.draft else {}
+    ours = parts["repacked"] + parts["overhead"] + parts["adapters"]
+    return ours + draft.get("repacked", 0) + draft.get("overhead", 0)
 
 
 def _quantizes(model: Model) -> bool:

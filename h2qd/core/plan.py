@@ -28,7 +28,7 @@ _FLOAT_BYTES = 4
 _LAYERS_MAX = 1024
 """No shape, however absurd, makes the plan slow or endless."""
 
-_PROCESS_BYTES = 9 * 2**20
+PROCESS_BYTES = 9 * 2**20
 """What a forked worker writes to that it shared with the zygote, and what the engine and its libraries allocate for
 any model: heap, thread stacks, the registry of backends. The zygote itself is in no plan: it is always there."""
 
@@ -121,12 +121,13 @@ def memory_plan(
     slots: int = 1,
     kv_type: str = "f16",
     batch: int = 0,
+    rows: int = 0,
 ) -> MemoryPlan:
     """The memory that a load of `shape` takes once its context is full.
 
     `ctx` tokens are shared by `slots` sequences, each with cells of its own; the engine computes `batch` of them
-    at once (0: `batch_tokens`), never more than the context holds. Raises KeyError when `kv_type` is none of
-    `KV_TYPES`.
+    at once (0: `batch_tokens`), never more than the context holds, and the logits of `rows` of them (0: `outputs`).
+    Raises KeyError when `kv_type` is none of `KV_TYPES`.
     """
     element_bytes = KV_TYPES[kv_type]
     slots = max(1, slots)
@@ -136,9 +137,9 @@ def memory_plan(
     sliding_cells = _padded(min(full_cells, _positive(shape.sliding_window) + tokens))
     attending = {_slides(shape, layer) for layer in _layers(shape) if _of_layer(shape.kv_heads, layer, 0) > 0}
     cells = sum(sliding_cells if slides else full_cells for slides in attending)
-    logits = _positive(shape.vocabulary) * outputs(slots) * _FLOAT_BYTES
+    logits = _positive(shape.vocabulary) * (rows if rows > 0 else outputs(slots)) * _FLOAT_BYTES
     overhead = (
-        _PROCESS_BYTES
+        PROCESS_BYTES
         + len(_layers(shape)) * _LAYER_BYTES
         + _positive(shape.vocabulary) * _TOKEN_BYTES
         + _positive(shape.merges) * _MERGE_BYTES

@@ -39,7 +39,8 @@ class Traits:
 
     A load that does not fit is given less where it may `degrade`: a KV cache of fewer bits, a context of `min_ctx`
     tokens or more, or one of the `variants`, other models that do the same in less memory. Models of a lower
-    `priority` are evicted first. `ttl_s`: how long it stays without work, 0: for ever.
+    `priority` are evicted first. `ttl_s`: how long it stays without work, 0: for ever. `draft` names the model that
+    guesses what this one says; empty: none does.
     """
 
     kv_type: str = F16
@@ -48,6 +49,20 @@ class Traits:
     variants: tuple[str, ...] = ()
     priority: int = 0
     ttl_s: float = 0.0
+    draft: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The draft model that another one names. `shape` is None where it cannot be that one's draft: `why` says so."""
+
+    name: str
+    shape: ModelShape | None = None
+    why: str = ""
+
+    def missing(self, why: str = "") -> str:
+        """That it is not there, in words."""
+        return f"without its draft {self.name}: {why or self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,8 @@ class Terms:
     """What a load is given: `ctx` tokens for each slot, a KV cache of `kv_type`, and the memory planned for it all.
 
     `asked_ctx` and `asked_kv` are what it was meant to be, which may be more. `file_bytes` of the plan are pages of
-    the model's file, which the kernel can take back.
+    the model's file, which the kernel can take back. `draft` is the draft model that is loaded with it, if any;
+    `undrafted` says in words why one that should be is not.
     """
 
     ctx: int = 0
@@ -64,13 +80,15 @@ class Terms:
     asked_ctx: int = 0
     asked_kv: str = F16
     file_bytes: int = 0
+    draft: str = ""
+    undrafted: str = ""
 
     @property
     def less(self) -> tuple[str, ...]:
         """What this is less than asked for, in words."""
         kv = f"KV cache {self.kv_type} instead of {self.asked_kv}" if self.kv_type != self.asked_kv else ""
         ctx = f"context {self.ctx} instead of {self.asked_ctx}" if self.ctx != self.asked_ctx else ""
-        return tuple(words for words in (ctx, kv) if words)
+        return tuple(words for words in (ctx, kv, self.undrafted) if words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +99,7 @@ class Model:
     what the worker made of that, which may be rounded. `loaded_at`: when it last became ready, `idle_since`: when its
     last work ended, None while it has some. `leaving`: why it goes as soon as its work has ended, `expires_at`: when
     it goes for being idle. `file_bytes` of what it holds are pages of files, which the kernel can take back.
-    `lessons`: what loads of it were measured to take.
+    `lessons`: what loads of it were measured to take. `draft`: the model that its traits name as its draft.
     """
 
     name: str
@@ -89,6 +107,7 @@ class Model:
     ctx: int
     traits: Traits = field(default_factory=Traits)
     lessons: tuple[Lesson, ...] = ()
+    draft: Draft | None = None
     pinned: bool = False
     status: Status = Status.COLD
     since: float = 0.0

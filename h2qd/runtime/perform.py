@@ -109,9 +109,10 @@ class Performer:
     def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - one flat list of effects
         match effect:
             case StartWorker(worker=worker, model=model, terms=terms, slots=slots, gpu_layers=layers):
-                self._residents.start(worker, self._manifests[model], terms, slots, layers)
+                draft = self._manifests.get(terms.draft)
+                self._residents.start(worker, self._manifests[model], terms, slots, layers, draft)
             case ResumeWorker(worker=worker, terms=terms, slots=slots):
-                self._residents.resume(worker, terms, slots)
+                self._residents.resume(worker, terms, slots, self._manifests.get(terms.draft))
             case ParkWorker(worker=worker):
                 self._residents.park(worker)
             case StopWorker(worker=worker, at_once=at_once):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from h2qd.core.drafting import DRAFT_BATCH, draft_ctx
 from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerParked, WorkerReady
 from h2qd.core.plan import batch_tokens, outputs
 from h2qd.core.records import Fault, Terms
@@ -20,6 +21,7 @@ from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
 from h2qd.runtime.results import logprobs
 from h2qd.runtime.scales import Scales, Weights
+from h2qd.runtime.shapes import shape_of
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.registry import Manifest
@@ -29,6 +31,7 @@ from h2qd.wire.names import shown
 from h2qd.wire.workers import (
     CancelGeneration,
     Detokenized,
+    DraftFile,
     Embedded,
     ForgetSession,
     FromWorker,
@@ -60,6 +63,10 @@ _NEWS_BYTES = 2**20
 
 _FULL_SHARE = 0.9
 """A request that filled so much of its context has touched nearly all the memory that any will."""
+
+
+_REASON_CHARS_MAX = 200
+"""Of why there is no draft, as clients hear it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +141,19 @@ class Residents:
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def start(self, number: int, manifest: Manifest, terms: Terms, slots: int, gpu_layers: int) -> None:
-        """Start worker `number` and have it load a model on `terms`, within its plan and a margin."""
+    def start(
+        self,
+        number: int,
+        manifest: Manifest,
+        terms: Terms,
+        slots: int,
+        gpu_layers: int,
+        draft: Manifest | None = None,
+    ) -> None:
+        """Start worker `number` and have it load a model on `terms`, within its plan and a margin.
+
+        `draft` is the model that `terms` name so.
+        """
         engines = self._engines
         order = LoadModel(
             backend=manifest.backend,
@@ -154,6 +172,9 @@ class Residents:
             quantize=engines.quantize.get(manifest.name, ""),
             remote=engines.remotes.get(manifest.remote),
             adapters=self._adapters.files(manifest.name),
+            draft=None if draft is None else DraftFile(draft.name, draft.path, draft.identity),
+            draft_ctx=_draft_ctx(terms, draft),
+            draft_batch=DRAFT_BATCH,
         )
         elsewhere = terms.file_bytes if manifest.remote else 0  # is in no process of ours
         container = self._containers.contain(number, terms.planned_bytes - elsewhere)
@@ -175,14 +196,20 @@ class Residents:
             return
         self._residents[number] = _Resident(worker, manifest.name)
 
-    def resume(self, number: int, terms: Terms, slots: int) -> None:
-        """Have a parked worker make a context on `terms`."""
+    def resume(self, number: int, terms: Terms, slots: int, draft: Manifest | None = None) -> None:
+        """Have a parked worker make a context on `terms`, and one for its draft."""
         resident = self._residents.get(number)
         if resident is None:
             return  # it is gone: its exit is on its way to the core
         resident.fraction, resident.parked = 0.0, False
         order = ResumeModel(
-            terms.ctx * slots, slots, _kv_type(terms.kv_type), batch=batch_tokens(slots), outputs=outputs(slots)
+            terms.ctx * slots,
+            slots,
+            _kv_type(terms.kv_type),
+            batch=batch_tokens(slots),
+            outputs=outputs(slots),
+            draft_ctx=_draft_ctx(terms, draft),
+            draft_batch=DRAFT_BATCH,
         )
         resident.worker.resume(order, terms.planned_bytes)
 
@@ -386,9 +413,10 @@ class Residents:
         file_bytes = weights.file_bytes(resident.worker.pid)
         self._post(WorkerMeasured(self._now(), number, resident.held_bytes, file_bytes=file_bytes))
         self._look()  # between the two: so the reading is known to have the load in it
-        self._post(
-            WorkerReady(self._now(), number, loaded.ctx, resident.held_bytes, loaded.load_ms / 1000, file_bytes)
-        )
+        load_s, undrafted = loaded.load_ms / 1000, shown(loaded.undrafted, _REASON_CHARS_MAX)
+        if undrafted:
+            log.warning("draft.unavailable", model=resident.model, why=undrafted)
+        self._post(WorkerReady(self._now(), number, loaded.ctx, resident.held_bytes, load_s, file_bytes, undrafted))
 
     def _exited(self, number: int, end: Exit) -> None:
         self._spawn(self._prove(self._residents[number], end))
@@ -461,6 +489,11 @@ def _count(resident: _Resident, tokens: int) -> None:
     if passed_s >= _RATE_S_MIN:
         resident.tokens_per_s = resident.tokens / passed_s
         resident.tokens, resident.tokens_at = 0, now
+
+
+def _draft_ctx(terms: Terms, draft: Manifest | None) -> int:
+    """The context of the draft that a load has; 0 where it has none."""
+    return 0 if draft is None else draft_ctx(shape_of(draft.facts), terms.ctx)
 
 
 def _kv_type(name: str) -> KvType:

@@ -6,7 +6,7 @@ from typing import Any
 
 from h2qd.core import budget, evict
 from h2qd.core.effects import TellResident
-from h2qd.core.offers import learned_bytes, offer_for, plan_of
+from h2qd.core.offers import has_draft, learned_bytes, offer_for, plan_of
 from h2qd.core.records import Fault, Model, Phase, Released, State, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, Status
 from h2qd.runtime.calls import Call, Calls
@@ -217,6 +217,7 @@ def plan(state: State, model: Model, ask: m.PlanAsk) -> m.Plan:
     state = dataclasses.replace(state, rules=dataclasses.replace(state.rules, slots=slots))
     ticket = Ticket(0, 0, Want.RESIDENT, model.name, 0.0, ctx=ctx, kv_type=kv_type)
     exact = offer_for(state, model, dataclasses.replace(ticket, exact=True))
+    fits = isinstance(exact, Terms) and (bool(exact.draft) or not has_draft(model))
     given = exact if isinstance(exact, Terms) else offer_for(state, model, ticket)
     return m.Plan(
         model=model.name,
@@ -224,15 +225,15 @@ def plan(state: State, model: Model, ask: m.PlanAsk) -> m.Plan:
         parts=[m.PlanPart(name, size) for name, size in planned.parts],
         total_bytes=planned.total_bytes + learned,
         limit_bytes=state.limit_bytes,
-        fits=isinstance(exact, Terms),
+        fits=fits,
         unloads=[] if isinstance(given, Fault) else _unloads(state, model, given),
-        reason="" if isinstance(exact, Terms) else exact.message,
+        reason=exact.undrafted if isinstance(exact, Terms) else exact.message,
         slots=slots,
         kv_type=kv_type or model.traits.kv_type,
         learned_bytes=learned,
         free_bytes=max(0, budget.free(state, {model.name})),
         instead=m.Offer(model.name, given.ctx, given.kv_type, given.planned_bytes)
-        if isinstance(given, Terms) and given is not exact
+        if isinstance(given, Terms) and not fits
         else None,
     )
 

@@ -110,6 +110,14 @@ class AdapterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size_bytes: int
 
 
+class DraftFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that guesses what another says; `verified` as in LoadModel: it is loaded only while that matches."""
+
+    name: str
+    path: str
+    verified: list[int]
+
+
 class LoadModel(_Message, frozen=True):
     """Load `path` with a context of `ctx` tokens for `slots` sequences. `threads` 0: as many as this process may use.
 
@@ -121,7 +129,8 @@ class LoadModel(_Message, frozen=True):
     `sessions`: the folder of saved sessions, empty for none; they may take `sessions_bytes` there. `sha256` is the
     file's, so that no other model's cache is restored. With `remote`, `path` is the model's name at that server.
     `quantize`: what weights are turned into as they are loaded, for engines that can; empty: nothing.
-    `adapters` are checked against the model, and loaded with it.
+    `adapters` are checked against the model, and loaded with it. So is `draft`, with a context of `draft_ctx` tokens
+    that is planned for a batch of `draft_batch`; a draft that cannot be used costs no load, see `Loaded`.
     """
 
     backend: str
@@ -140,6 +149,9 @@ class LoadModel(_Message, frozen=True):
     remote: RemoteTarget | None = None
     quantize: str = ""
     adapters: list[AdapterFile] = []
+    draft: DraftFile | None = None
+    draft_ctx: int = 0
+    draft_batch: int = 64
 
 
 class ListModels(_Message, frozen=True):
@@ -160,13 +172,18 @@ class ParkModel(_Message, frozen=True):
 
 
 class ResumeModel(_Message, frozen=True):
-    """Make a context for the parked model again; answered with Loaded, or LoadFailed and the worker's exit."""
+    """Make a context for the parked model again; answered with Loaded, or LoadFailed and the worker's exit.
+
+    `draft_ctx` 0: none for its draft model.
+    """
 
     ctx: int
     slots: int = 1
     kv_type: KvType = "f16"
     batch: int = 512
     outputs: int = 1
+    draft_ctx: int = 0
+    draft_batch: int = 64
 
 
 class InspectFile(_Message, frozen=True):
@@ -316,12 +333,14 @@ class Loaded(_Message, frozen=True):
     """The model is ready. `ctx`: what one request may use; `load_ms` counts from LoadModel or ResumeModel.
 
     `elsewhere_bytes`: this device's memory that another process holds for it, such as a server on this device.
+    `undrafted`: why there is no draft model, where one was asked for.
     """
 
     ctx: Count
     load_ms: Ms
     device: Word = "cpu"
     elsewhere_bytes: Count = 0
+    undrafted: Reason = ""
 
 
 class HeldElsewhere(_Message, frozen=True):

@@ -42,11 +42,11 @@ class Pace:
 
     def decoded(self, took_s: float) -> None:
         """A pass of one token for each stream took so long."""
-        self._decode_s = _mean(self._decode_s, took_s)
+        self._decode_s = smoothed(self._decode_s, took_s)
 
     def prefilled(self, tokens: int, took_s: float) -> None:
         """A pass of so many prompt tokens, between tokens of streams, took so long."""
-        self._token_s = _mean(self._token_s, max(took_s / 2, took_s - _FIXED_RATIO * self._decode_s) / tokens)
+        self._token_s = smoothed(self._token_s, max(took_s / 2, took_s - _FIXED_RATIO * self._decode_s) / tokens)
 
     def between_tokens(self, crowding: float = 0.0) -> int:
         """Prompt tokens that a pass may take while somebody decodes; `crowding`: how many wait for each who does."""
@@ -57,5 +57,6 @@ class Pace:
         return self._last
 
 
-def _mean(mean: float, newest: float) -> float:
+def smoothed(mean: float, newest: float) -> float:
+    """A mean of what was measured lately; `mean` 0: this is the first."""
     return newest if mean == 0 else mean + _WEIGHT * (min(newest, mean * _SURPRISE_MAX) - mean)

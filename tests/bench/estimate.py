@@ -5,6 +5,7 @@ was off. The last rows are loads that were planned with the lesson of one load b
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from h2qd.core.drafting import draft_plan
 from h2qd.core.lessons import Lesson, correction_bytes
-from h2qd.core.plan import memory_plan
+from h2qd.core.plan import ModelShape, memory_plan
 from h2qd.gguf.facts import facts
 from h2qd.gguf.reader import read_header
 from h2qd.gguf.repack import repacked_bytes
@@ -103,10 +105,14 @@ def measuring() -> Iterator[Loads]:
 
 def planned_bytes(load: Load) -> int:
     """What the plan says of `load` on this machine."""
-    header = read_header(load.path)
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if load.repack else ""
-    known = msgspec.structs.replace(facts(header), repacked_bytes=repacked_bytes(header, cpuinfo))
-    return memory_plan(shape_of(known), load.ctx, load.slots, load.kv_type).total_bytes
+    planned = memory_plan(_shape(load.path, cpuinfo), load.ctx, load.slots, load.kv_type).total_bytes
+    return planned + (draft_plan(_shape(load.draft, cpuinfo), load.ctx).total_bytes if load.draft else 0)
+
+
+def _shape(path: str, cpuinfo: str) -> ModelShape:
+    header = read_header(path)
+    return shape_of(msgspec.structs.replace(facts(header), repacked_bytes=repacked_bytes(header, cpuinfo)))
 
 
 def error_percent(planned: int, measured: int) -> float:
@@ -123,7 +129,19 @@ def bench(setting: Setting) -> Iterator[Row]:
             for ctx, slots, kv_type, repack in settings:
                 found = loads.estimate(Load(str(path), ctx, slots, kv_type, repack))
                 yield _row(name, found, found.planned_bytes, ERROR_PERCENT_MAX)
+            yield from _with_draft(loads, name, path, setting.folder)
             yield from _after_one_load(loads, name, path)
+
+
+def _with_draft(loads: Loads, name: str, path: Path, folder: Path) -> Iterator[Row]:
+    """With a copy of itself as its draft model, in a file of its own; recurrent models can have none."""
+    if _shape(str(path), "").recurrent_bytes:
+        return
+    draft = folder / f"{name}-draft.gguf"
+    shutil.copy(path, draft)
+    found = loads.estimate(Load(str(path), 4096, draft=str(draft)))
+    yield _row(f"{name} with a draft", found, found.planned_bytes, ERROR_PERCENT_MAX)
+    draft.unlink()
 
 
 def _after_one_load(loads: Loads, name: str, path: Path) -> Iterator[Row]:

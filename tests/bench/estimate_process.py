@@ -21,10 +21,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from h2qd.core.drafting import DRAFT_CTX_MAX
 from h2qd.core.plan import batch_tokens, outputs
+from h2qd.gguf.reader import identity
 from h2qd.runtime.meter import parse_sizes
 from h2qd.wire.messages import KvType
-from h2qd.wire.workers import Generate, LoadModel, Sampler
+from h2qd.wire.workers import DraftFile, Generate, LoadModel, Sampler
 from h2qd.worker import libraries
 from h2qd.worker.engine import Beat
 
@@ -40,13 +42,17 @@ _FIRST_TOKEN = 300
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A load to measure; `repack` false: the engine may not copy tensors into other layouts."""
+    """A load to measure; `repack` false: the engine may not copy tensors into other layouts.
+
+    `draft`: the file of its draft model, if any.
+    """
 
     path: str
     ctx: int
     slots: int = 1
     kv_type: KvType = "f16"
     repack: bool = True
+    draft: str = ""
 
 
 def main() -> None:
@@ -120,9 +126,10 @@ class Filled:
     def __init__(self, load: Load) -> None:
         from llama_cpp import llama_cpp as native  # noqa: PLC0415 - the parent has it from `libraries`, in its way
 
+        from h2qd.worker.llama.context import Piece  # noqa: PLC0415 - after the library
         from h2qd.worker.llama.engine import LlamaEngine  # noqa: PLC0415 - after the library
 
-        self._native = native
+        self._native, self._piece = native, Piece
         if not load.repack:
             _forbid_repacking(native)
         self.engine = LlamaEngine(Beat())
@@ -134,6 +141,8 @@ class Filled:
             kv_type=load.kv_type,
             batch=batch_tokens(load.slots),
             outputs=outputs(load.slots),
+            draft=DraftFile("draft", load.draft, list(identity(os.stat(load.draft)))) if load.draft else None,  # noqa: PTH116
+            draft_ctx=min(load.ctx, DRAFT_CTX_MAX) if load.draft else 0,
         )
         self._tokens, self._outputs = order.batch, order.outputs // load.slots
         self.engine.load(order, lambda _: None)
@@ -156,6 +165,8 @@ class Filled:
             self._decode({0: prompt[done:-1], **dict.fromkeys(range(1, load.slots), prompt[done:])}, done)
             done = room - 1
         self._answer(loaded, prompt, done)
+        if load.draft:
+            self._fill_draft(loaded.batch.draft_model, prompt)
 
     def _fill(self, slots: range, tokens: list[int]) -> None:
         if len(tokens) > COMPUTED_TOKENS_MAX and not self._computed_only:
@@ -179,6 +190,14 @@ class Filled:
         batch.n_tokens = at
         if at and (status := self._native.llama_decode(self._context, batch)):
             raise RuntimeError(f"llama_decode returned {status}")
+
+    def _fill_draft(self, draft: Any, tokens: list[int]) -> None:
+        """Have the draft model's context full, by the code that fills it otherwise."""
+        context, cache = draft._context, draft._cache
+        context.clear(cache)
+        while rest := tokens[len(cache.tokens) : context.size - _ANSWER_TOKENS]:
+            context.decode([self._piece(cache, rest[: context.batch], 0)])
+        draft._guess(tokens[:1], _ANSWER_TOKENS)
 
     def _stretch(self, slots: range, count: int) -> None:
         """Have the cache of each of `slots` hold `count` tokens, made up of those of the first."""

@@ -29,9 +29,11 @@ class Tasks:
 
 
 @contextlib.contextmanager
-def engine(model: Path, ctx: int) -> Iterator[Tasks]:
-    """The engine with one slot, in a process of its own."""
-    with opponents.child("tests.bench.engine_process", str(model), str(ctx)) as process:
+def engine(model: Path, ctx: int, draft: Path | None = None) -> Iterator[Tasks]:
+    """The engine with one slot, in a process of its own; with a draft model, if one is given."""
+    words = [str(model), str(ctx), *([] if draft is None else [str(draft)])]
+    with opponents.child("tests.bench.engine_process", *words) as process:
         assert process.stdout is not None
-        msgspec.json.decode(process.stdout.readline(), type=Loaded)
+        loaded = msgspec.json.decode(process.stdout.readline(), type=Loaded)
+        assert not loaded.undrafted, loaded
         yield Tasks(process)

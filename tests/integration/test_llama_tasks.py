@@ -571,7 +571,7 @@ def test_a_slid_window_reaches_back_to_where_a_guess_began(engine: Any, monkeypa
         def draft(self, count: int) -> list[int]:
             return (super().draft(count) or [506, 506, 506, 506, 506, 506, 506])[:count]
 
-        def checked(self, accepted: int) -> None:
+        def checked(self, guessed: int, accepted: int) -> None:
             pass
 
     monkeypatch.setattr(slot_module, "Drafts", Hopeful)

@@ -21,6 +21,7 @@ import time
 from h2qd.worker.engine import Beat, Said
 from h2qd.worker.line import crowding, gives_way, head
 from h2qd.worker.llama.context import Context, DecodeError, Piece
+from h2qd.worker.llama.draft_model import DraftModel
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.seating import Seating
 from h2qd.worker.llama.sessions import Disk, Sessions
@@ -42,6 +43,8 @@ class Batch:
     def __init__(self, model: Model, beat: Beat, disk: Disk | None = None, kv_type: str = "f16") -> None:
         self.context = Context(model, self._interrupted)
         self.sessions = Sessions(self.context, disk, kv_type, beat.tick)
+        draft = model.draft if model.draft is not None and model.draft.context else None
+        self.draft_model = DraftModel(draft, beat, self.context.outputs - 1) if draft is not None else None
         self._beat = beat
         self._pace = Pace(model.batch)
         self._seating = Seating(self.context, self.sessions)
@@ -63,6 +66,8 @@ class Batch:
             place.work = None
         self._line.clear()
         self._open.clear()
+        if self.draft_model is not None:
+            self.draft_model.close()
         self.context.close()
 
     @property
@@ -163,16 +168,19 @@ class Batch:
             if (gap := slot.gap) is not None:
                 self.context.shift(slot.cache, gap)
                 slot.shifted(gap)
-        began_s = time.perf_counter()
         drafts = self._drafts(slots[0]) if alone else 0
         pieces = [slot.next_of_answer(drafts) for slot in slots]
+        began_s = time.perf_counter()
         try:
             rows = self.context.decode(pieces)
         except DecodeError as error:
             return [said for slot in slots for said in slot.undecoded(error)]
         said = self._computed(slots, pieces, rows)
-        if len(pieces[0].tokens) == 1:  # others tell nothing of a stream's pass
-            self._pace.decoded(time.perf_counter() - began_s)
+        took_s, tokens = time.perf_counter() - began_s, len(pieces[0].tokens)
+        if tokens == 1:  # others tell nothing of a stream's pass
+            self._pace.decoded(took_s)
+        if alone and self.draft_model is not None:
+            self.draft_model.passed(tokens, took_s)
         return said
 
     def _drafts(self, slot: Work) -> int:

@@ -100,7 +100,9 @@ class LlamaEngine:
 
     def _ready(self, loaded: "_Loaded", order: LoadModel | ResumeModel, start_s: float) -> Loaded:
         loaded.open_batch(self._beat, order.kv_type)
-        return Loaded(loaded.size, (time.perf_counter() - start_s) * 1000, loaded.model.device)
+        took_ms = (time.perf_counter() - start_s) * 1000
+        undrafted = loaded.model.undrafted if order.draft_ctx else ""
+        return Loaded(loaded.size, took_ms, loaded.model.device, undrafted=undrafted)
 
     def submit(self, order: Task) -> None:
         """Take a request.
@@ -141,7 +143,7 @@ class LlamaEngine:
             raise too_long(f"{len(prompt)} tokens", size)
         banned = loaded.vocabulary.ends if order.ignore_eos else ()
         chooser = open_chooser(order.sampler, loaded.vocabulary, fitted.tokens, banned=banned)
-        batch.join(Slot(order, fitted, size, loaded.vocabulary, chooser, adapters, start_s))
+        batch.join(Slot(order, fitted, size, loaded.vocabulary, chooser, adapters, start_s, batch.draft_model))
 
     def cancel(self, request: int) -> None:
         """Give `request` up, at the latest after one pass; a prefill of its own is cut short. From any thread."""

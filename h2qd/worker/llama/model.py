@@ -1,7 +1,8 @@
 """Loads a model file, and makes and frees the contexts that run it. Called by `engine`: one load, one context a time.
 
-It decides the load's parameters and nothing else: what fits into memory is the supervisor's plan. Invariant: when
-`load` raises, nothing native is left behind; a model has at most one context.
+It decides the load's parameters and nothing else: what fits into memory is the supervisor's plan. A draft model is
+loaded with the model that it guesses for, and goes with it; one that cannot be used is told of, and costs no load.
+Invariant: when `load` raises, nothing native is left behind; a model has at most one context.
 """
 
 import ctypes
@@ -13,11 +14,12 @@ from llama_cpp import llama_cpp as native
 from h2qd.gguf.errors import GgufError
 from h2qd.gguf.reader import identity, read_header
 from h2qd.wire.names import shown
-from h2qd.wire.workers import LoadModel, ResumeModel
+from h2qd.wire.workers import DraftFile, LoadModel, ResumeModel
 from h2qd.worker.engine import Beat, EngineError, Progress
 from h2qd.worker.heap import trim_heap
 from h2qd.worker.llama import log
 from h2qd.worker.llama.adapters import Adapter, load_adapters
+from h2qd.worker.llama.vocabulary import Vocabulary
 from h2qd.worker.threads import thread_count
 
 _LOAD_MODE_MMAP = native.LLAMA_LOAD_MODE_MMAP
@@ -55,7 +57,7 @@ class Model:
     The context computes `batch` tokens at once at most, and the logits of `outputs` of them. `adapts`: there may be
     fewer threads than `threads` at times, since nobody set their number.
     `pooling` is set for a model made for vectors (mean, cls or last): it does not generate. `encodes`: its context
-    takes whole texts only, see `encoder`.
+    takes whole texts only, see `encoder`. `draft` guesses what it says; `undrafted`: why there is no such.
     """
 
     model: int
@@ -68,9 +70,14 @@ class Model:
     batch: int = 0
     outputs: int = 0
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    draft: "Model | None" = None
+    undrafted: str = ""
 
     def open_context(self, order: LoadModel | ResumeModel) -> None:
-        """Make the context of `order`, for a model without one. Raises `EngineError` (load_failed)."""
+        """Make the context of `order`, and that of the draft, for a model without one.
+
+        Raises `EngineError` (load_failed), but not for the draft's sake.
+        """
         log.capture()  # what it told of the file is no reason for this
         params = _context_params(order, self.threads)
         if self.encodes:
@@ -80,16 +87,33 @@ class Model:
             raise _no_context(order)
         self.context = context
         self.batch, self.outputs = params.n_batch, params.n_outputs_max
+        if order.draft_ctx > 0:
+            self._open_draft(ResumeModel(order.draft_ctx, batch=order.draft_batch))
+
+    def _open_draft(self, order: ResumeModel) -> None:
+        if self.draft is None:
+            self.undrafted = self.undrafted or "it was not loaded with the model"
+            return
+        try:
+            self.draft.open_context(order)
+        except EngineError as error:
+            self.undrafted = error.message
+        else:
+            self.undrafted = ""
 
     def free_context(self) -> None:
         """Give the context's memory back, to the kernel too; what it points to may not be used after."""
-        context, self.context = self.context, 0
-        native.llama_free(context)
+        for model in (self, self.draft):
+            if model is not None:
+                context, model.context = model.context, 0
+                native.llama_free(context)  # which takes a null as nothing
         trim_heap()
 
     def free(self) -> None:
         """Give the memory back; once, and nothing of it may be used after."""
-        native.llama_free(self.context)  # which takes a null as nothing
+        if self.draft is not None:
+            self.draft.free()
+        native.llama_free(self.context)
         self.adapters.clear()  # the library frees them with the model
         native.llama_model_free(self.model)
 
@@ -100,34 +124,76 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
     Raises `EngineError`: file_not_found, invalid_model_file, load_failed.
     """
     _check_file(order)
-    log.capture()
     native.llama_backend_init()
-    offload = bool(native.llama_supports_gpu_offload())
+    layers = order.gpu_layers if native.llama_supports_gpu_offload() else 0
+    address = _load_file(order.path, layers, progress, beat)
+    device = "gpu" if layers > 0 else "cpu"
+    model = Model(address, 0, device, thread_count(order.threads), adapts=order.threads == 0 and device == "cpu")
+    try:
+        _check_kind(model.model)
+        model.pooling, model.encodes = _pooling(model.model)
+        model.adapters = load_adapters(order, model.model, beat)
+        if order.draft is not None:
+            model.draft, model.undrafted = _load_draft(order.draft, model, beat)
+        model.open_context(order)  # after them: they are in the size of its graphs
+    except BaseException:
+        model.free()
+        raise
+    return model
+
+
+def _load_file(path: str, gpu_layers: int, progress: Progress, beat: Beat) -> int:
+    """The native model of a file that was checked. Raises `EngineError` (load_failed)."""
 
     def tell(fraction: float, _data: object) -> bool:
         beat.tick()
         progress(fraction)
         return True
 
+    log.capture()
     params = native.llama_model_default_params()
     params.load_mode = _LOAD_MODE_MMAP
-    params.n_gpu_layers = order.gpu_layers if offload else 0
+    params.n_gpu_layers = gpu_layers
     params.progress_callback = callback = native.llama_progress_callback(tell)
-    address = native.llama_model_load_from_file(os.fsencode(order.path), params)
+    address: int | None = native.llama_model_load_from_file(os.fsencode(path), params)
     del callback  # it had to outlive the call
     if not address:
-        raise _refused_file(order)
-    device = "gpu" if params.n_gpu_layers > 0 else "cpu"
-    model = Model(address, 0, device, thread_count(order.threads), adapts=order.threads == 0 and device == "cpu")
+        raise _refused_file(path)
+    return address
+
+
+def _load_draft(file: DraftFile, target: Model, beat: Beat) -> tuple[Model | None, str]:
+    """The model in `file`, on the CPU, or why it cannot guess for `target`. It has no context yet."""
     try:
-        _check_kind(model.model)
-        model.pooling, model.encodes = _pooling(model.model)
-        model.adapters = load_adapters(order, model.model, beat)
-        model.open_context(order)  # after them: they are in the size of its graphs
-    except BaseException:
-        model.free()
-        raise
-    return model
+        if list(file.verified) != identity(os.stat(file.path)):  # noqa: PTH116 - a path as the wire gives it
+            return None, "its file is another one than when it was registered"
+        address = _load_file(file.path, 0, lambda _: None, beat)
+    except (OSError, ValueError):
+        return None, "its file cannot be read"
+    except EngineError as error:
+        return None, error.message
+    why = _unfit_draft(address, target.model)
+    if why:
+        native.llama_model_free(address)
+        return None, why
+    return Model(address, 0, "cpu", target.threads, target.adapts), ""
+
+
+def _unfit_draft(draft: int, target: int) -> str:
+    """Why one native model cannot guess for the other; empty: it can."""
+    try:
+        _check_kind(draft)
+        made_for_vectors = any(_pooling(model)[0] for model in (draft, target))
+    except EngineError as error:
+        return error.message
+    if made_for_vectors:
+        return "models made to turn texts into vectors say nothing"
+    if any(
+        native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model) for model in (draft, target)
+    ):
+        return "a recurrent model cannot take guesses back"
+    difference = Vocabulary(draft).differs(Vocabulary(target))
+    return f"its vocabulary is not that of the model: {difference}" if difference else ""
 
 
 def _check_file(order: LoadModel) -> None:
@@ -211,8 +277,8 @@ def _outputs(order: LoadModel | ResumeModel) -> int:
     return max(order.outputs, order.slots)  # a token of each slot in any case
 
 
-def _refused_file(order: LoadModel) -> EngineError:
-    told = log.last_error().replace(order.path, "the file")  # a path is not for every client
+def _refused_file(path: str) -> EngineError:
+    told = log.last_error().replace(path, "the file")  # a path is not for every client
     return EngineError("load_failed", f"cannot load the model: {shown(told or 'the library refused the file')}")
 
 

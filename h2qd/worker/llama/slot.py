@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from h2qd.wire.workers import ChosenToken, Generate, Generated, GenerationFailed, Prefilling, Text
 from h2qd.worker.detokenizer import Detokenizer
 from h2qd.worker.engine import Said
-from h2qd.worker.llama.adapters import Used
+from h2qd.worker.llama.adapters import NONE, Used
 from h2qd.worker.llama.context import ABORTED, NO_ROOM, Cache, DecodeError, Piece
+from h2qd.worker.llama.draft_model import DraftModel
 from h2qd.worker.llama.drafts import Drafts
 from h2qd.worker.llama.logprobs import Likelihoods
 from h2qd.worker.llama.overflow import Fit, Gap, gap
@@ -28,7 +29,7 @@ class Slot:
     """`Work` that answers `order`, whose prompt is `prompt`: at least one token, and room in `size` for one more.
 
     `cancelled` may be set from any thread. `start_s` (perf_counter) is when the request came. `served` and `arrived`
-    belong to who decides whose turn it is.
+    belong to who decides whose turn it is. `draft_model` guesses too, where there is one.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Slot:
         chooser: Chooser,
         adapters: Used,
         start_s: float,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self.request = order.request
         self.priority = order.priority
@@ -67,7 +69,9 @@ class Slot:
         self._last = 0  # the token chosen last: in the answer, not yet in the cache
         self._likely: list[ChosenToken] = []  # of the untold tokens, where asked for
         self._drafts: Drafts | None = None
+        self._draft_model = draft_model if adapters == NONE else None  # it knows of none
         self._draft: list[int] = []  # what is guessed to follow the last token
+        self._guesser: Drafts | DraftModel | None = None  # whose guess that is
         self._drafted = self._accepted = 0
         self._start_s = self._told_s = start_s
         self._prefill_s = self._prefilled_s = self._first_token_s = 0.0  # 0: not yet
@@ -130,11 +134,18 @@ class Slot:
         """The token chosen last, and at most so many that are guessed to follow."""
         self._draft = []
         if drafts and self._order.speculate:
-            if self._drafts is None:
-                self._drafts = Drafts(self._text)
-            self._draft = self._drafts.draft(drafts)
+            self._guess(drafts)
             self._drafted += len(self._draft)
         return Piece(self.cache, (self._last, *self._draft), 1 + len(self._draft))
+
+    def _guess(self, count: int) -> None:
+        """What was said before comes first: it costs nothing to look up."""
+        if self._drafts is None:
+            self._drafts = Drafts(self._text)
+        self._draft, self._guesser = self._drafts.draft(count), self._drafts
+        if not self._draft and self._draft_model is not None:
+            left = self._tokens_max - self._tokens - 1
+            self._draft, self._guesser = self._draft_model.draft(self._text, min(count, left)), self._draft_model
 
     def computed(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
         """See `Work`: more of the prompt, its end, or tokens to choose."""
@@ -146,7 +157,7 @@ class Slot:
     def _choose_in_turn(self, outputs: Sequence[NDArray[np.float32]]) -> list[Said]:
         """Choose the next token, and go on as long as it is what was guessed; `surplus` is what is left."""
         said: list[Said] = []
-        guessed = bool(self._draft)
+        guessed = len(self._draft)
         accepted = 0
         for logits in outputs:
             said += self.choose(logits)
@@ -155,8 +166,8 @@ class Slot:
             del self._draft[0]
             accepted += 1
         self._accepted += accepted
-        if guessed and self._drafts is not None:
-            self._drafts.checked(accepted)
+        if guessed and self._guesser is not None:
+            self._guesser.checked(guessed, accepted)
         return said
 
     def prefilled(self) -> list[Said]:

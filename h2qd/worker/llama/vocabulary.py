@@ -13,6 +13,8 @@ _SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
 _PIECE_BYTES = 128
 _SHOWN_CHARS_MAX = 4096  # as in `wire.workers.Piece`
 
+_COMPARED_TOKENS_MAX = 4096
+
 TOKENS_PER_BYTE_MAX = 16
 """A vocabulary that makes more of a text is broken."""
 
@@ -105,6 +107,17 @@ class Vocabulary:
         """All tokens at which generation ends. Asks for each token of the vocabulary once: 0.1 s for 262,144."""
         is_end = native.llama_vocab_is_eog
         return [token for token in range(self.size) if is_end(self.native, token)]
+
+    def differs(self, other: "Vocabulary") -> str:
+        """What tells it from `other`, in words; empty: nothing, as far as some tokens of all parts of it say."""
+        if self.size != other.size:
+            return f"it has {self.size} tokens, the other {other.size}"
+        if native.llama_vocab_type(self.native) != native.llama_vocab_type(other.native):
+            return "they are of different kinds"
+        for token in range(0, self.size, -(-self.size // _COMPARED_TOKENS_MAX)):
+            if self.name(token) != other.name(token):
+                return f"token {token} is another one"
+        return ""
 
     def is_special(self, token: int) -> bool:
         """Whether `token` comes of text only when that is tokenized with `special`."""

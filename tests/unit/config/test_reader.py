@@ -71,7 +71,7 @@ def test_the_file_speaks_every_kind(write: Write) -> None:
             "residency: {patience: 1500ms, restore: false}\n"
             "memory:\n  model_limit: 2GiB\n  safety_buffer: 1000\n"
             "worker: {nice: -5}\n"
-            "models:\n  a/b:1: {path: ../m.gguf, ctx: 128, adapters: [polite=p.gguf, b=/b=c]}\n"
+            "models:\n  a/b:1: {path: ../m.gguf, ctx: 128, draft: tiny, adapters: [polite=p.gguf, b=/b=c]}\n"
             "  fake.1: {path: /x, backend: fake}\n"
         ),
         {},
@@ -88,7 +88,10 @@ def test_the_file_speaks_every_kind(write: Write) -> None:
     assert config.worker.nice == -5
     assert config.models == {
         "a/b:1": Model(
-            path=str(folder / "../m.gguf"), ctx=128, adapters=(("polite", str(folder / "p.gguf")), ("b", "/b=c"))
+            path=str(folder / "../m.gguf"),
+            ctx=128,
+            draft="tiny",
+            adapters=(("polite", str(folder / "p.gguf")), ("b", "/b=c")),
         ),
         "fake.1": Model(path="/x", backend="fake"),
     }
@@ -189,6 +192,8 @@ def test_a_model_of_a_server_has_settings_and_no_file(write: Write) -> None:
         ),
         ("models: {a: {path: b, variants: [C]}}", "models.a.variants: cannot use 'C': "),
         ("models: {a: {path: b, variants: [a]}}", "models.a.variants: cannot use 'a': it is the model itself"),
+        ("models: {a: {path: b, draft: a}}", "models.a.draft: cannot use 'a': it is the model itself"),
+        ("models: {a: {path: b, draft: A b}}", "models.a.draft: cannot use 'A b'"),
         ("models: {a: {path: b, adapters: [c]}}", "models.a.adapters: cannot use 'c': it must be name=path"),
         ("models: {a: {path: b, adapters: ['=c']}}", "cannot use '=c': its name must be of at most 64 letters"),
         ("models: {a: {path: b, adapters: [c=]}}", "cannot use 'c=': it is empty"),
