@@ -19,8 +19,16 @@ import zmq
 from h2qd import policy
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
-from h2qd.core.events import ForgetAsked, ModelRegistered, Recalled, RequestArrived, StopAsked, TimerFired
-from h2qd.core.records import Ticket, Want
+from h2qd.core.events import (
+    ForgetAsked,
+    ModelRegistered,
+    Recalled,
+    RequestArrived,
+    ServerAsked,
+    StopAsked,
+    TimerFired,
+)
+from h2qd.core.records import Fault, Ticket, Want
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import remotes, views
@@ -127,6 +135,7 @@ class Daemon:
             self._missing,
             self._remote_has,
             self._remote_lost,
+            self._remote_asked,
         )
         self._followers: list[asyncio.Task[None]] = []
         self._reports = reports = Reports(
@@ -171,6 +180,7 @@ class Daemon:
             self._heap.trim,
             self._ended.set,
             self._commands.fall_back,
+            self._remotes.ask,
         )
         self._supervisor.settled = self._refresh
         self._server: Server | None = None
@@ -318,11 +328,15 @@ class Daemon:
         )
         traits = policy.traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
-        self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
+        now = self._loop.time()
+        self._supervisor.post(ModelRegistered(now, manifest.name, shape, ctx, traits, lessons, manifest.remote))
 
     def _remote_has(self, manifest: Manifest) -> None:
         self._manifests[manifest.name] = manifest
         self._model_registered(manifest)
+
+    def _remote_asked(self, name: str, fault: Fault | None) -> None:
+        self._supervisor.post(ServerAsked(self._loop.time(), name, fault))
 
     def _remote_lost(self, name: str) -> None:
         """A server no longer has it: it is forgotten, unless it is in use."""

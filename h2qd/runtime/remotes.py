@@ -1,13 +1,16 @@
 """The servers of the configuration: what they have, as models in the one list, and how a worker is to speak to them.
 
-Each server is asked by a worker (`errands`) at the start and every so often. What it has is registered under
-`REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the reason, its models
-staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the task of each server.
+Each server is asked by a worker (`errands`) at the start, every so often, and when the core wants it. What it has is
+registered under `REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the
+reason, its models staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the
+task of each server.
 Invariant: nothing of a server is kept on disk.
 """
 
 import asyncio
+import contextlib
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from h2qd.config.schema import Remote
+from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
@@ -35,7 +39,8 @@ _RETRY_S_MIN = 5.0
 class Remotes:
     """Asks the servers and keeps `manifests` and `missing` in step; `registered` and `gone` are told of what changed.
 
-    `environ` is the daemon's environment: keys are looked for in it, not read.
+    `asked` is told of each time that a server was asked, and whether it answered. `environ` is the daemon's
+    environment: keys are looked for in it, not read.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Remotes:
         missing: dict[str, m.ModelRow],
         registered: Callable[[Manifest], None],
         gone: Callable[[str], None],
+        asked: Callable[[str, Fault | None], None],
     ) -> None:
         self._remotes = remotes
         self._errands = errands
@@ -55,17 +61,39 @@ class Remotes:
         self._missing = missing
         self._registered = registered
         self._gone = gone
+        self._asked = asked
         self._targets = targets(remotes)
         self._looked = {name: asyncio.Event() for name in remotes}
+        self._wanted = {name: asyncio.Event() for name in remotes}
+        self._wanted_at = dict.fromkeys(remotes, math.inf)
 
     async def follow(self, name: str) -> None:
-        """Ask the server `name` now and then, for ever; sooner again after it could not be asked."""
+        """Ask the server `name` now and then, for ever; when the core says so; and sooner after it did not answer."""
         remote, wait_s = self._remotes[name], _RETRY_S_MIN
         while True:
-            reachable = await self._refresh(name)
+            self._wanted_at[name] = math.inf
+            answers = await self._refresh(name)
             self._looked[name].set()
-            wait_s = remote.refresh_s if reachable else min(2 * wait_s, remote.refresh_s)
-            await asyncio.sleep(wait_s)
+            wait_s = remote.refresh_s if answers else min(2 * wait_s, remote.refresh_s)
+            await self._rest(name, wait_s)
+
+    def ask(self, name: str, at: float) -> None:
+        """Have a server asked at `at` on the loop's clock, whenever else it would be."""
+        if name in self._remotes:
+            self._wanted_at[name] = at
+            self._wanted[name].set()
+
+    async def _rest(self, name: str, wait_s: float) -> None:
+        """Until it is time to ask: in `wait_s`, unless the core has said when."""
+        until = asyncio.get_running_loop().time() + wait_s
+        while True:
+            self._wanted[name].clear()
+            due = self._wanted_at[name] if self._wanted_at[name] < math.inf else until
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wanted[name].wait()
+                    continue
+            return
 
     async def looked(self, names: Iterable[str]) -> None:
         """Until the servers of the models `names` have been asked once, with whatever success."""
@@ -73,31 +101,33 @@ class Remotes:
             await self._looked[server].wait()
 
     async def _refresh(self, name: str) -> bool:
-        reason = self._lacking(self._remotes[name])
+        fault = self._lacking(self._remotes[name])
         listed: Listed | None = None
-        if not reason:
+        if fault is None:
             try:
                 listed = await self._errands.run(ListModels(self._targets[name]), name, Listed, lambda _: None)
             except Refusal as refusal:
-                reason = refusal.fault.message
-        if listed is None:
-            row = _unavailable(name, self._remotes[name], shown(reason, 300))
+                fault = refusal.fault
+        if fault is not None:
+            row = _unavailable(name, self._remotes[name], shown(fault.message, 300))
             if self._missing.get(row.name) != row:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
-            return False
-        if self._missing.pop(f"{name}/*", None) is not None:
-            log.info("remote.available", remote=name)
-        self._update(name, listed.models)
-        return True
+        if listed is not None:
+            if self._missing.pop(f"{name}/*", None) is not None:
+                log.info("remote.available", remote=name)
+            self._update(name, listed.models)
+        self._asked(name, fault)
+        return listed is not None
 
-    def _lacking(self, remote: Remote) -> str:
+    def _lacking(self, remote: Remote) -> Fault | None:
         """What is missing before the server can be asked at all."""
         if remote.key_env and not self._environ.get(remote.key_env):
-            return f"the variable {remote.key_env} is not set: it is to hold the key"
+            return Fault("load_failed", f"the variable {remote.key_env} is not set: it is to hold the key")
         if remote.key_credential and not self._environ.get("CREDENTIALS_DIRECTORY"):
-            return f"there are no systemd credentials, of which {remote.key_credential} is to hold the key"
-        return ""
+            what = f"there are no systemd credentials, of which {remote.key_credential} is to hold the key"
+            return Fault("load_failed", what)
+        return None
 
     def _update(self, name: str, models: list[RemoteModel]) -> None:
         remote = self._remotes[name]

@@ -98,6 +98,7 @@ class Reports:
                 layers=self._layers(own_bytes),
             ),
             degraded=list(self._degraded()),
+            servers=[views.server_row(name, breaker) for name, breaker in sorted(state.breakers.items())],
         )
 
     def _degraded(self) -> Iterator[str]:
@@ -109,9 +110,12 @@ class Reports:
         yield from self._watch.complaints(sum(x.held_bytes for x in state.models.values()))
         if self._containers.trouble:
             yield f"nothing keeps a worker to its plan: {self._containers.trouble}"
+        away = {name: breaker for name, breaker in state.breakers.items() if breaker.retry_at is not None}
         for name, row in self._missing.items():
-            if name not in state.models:
+            if name not in state.models and name.removesuffix("/*") not in away:
                 yield f"{name} cannot be used: {row.reason}"
+        for name, breaker in away.items():
+            yield views.server_away(views.server_row(name, breaker))
 
     def _layers(self, own_bytes: int) -> list[m.MemoryLayer]:
         return views.layers(self._watch.limits, self._supervisor.state, own_bytes + self._scales.idle_bytes)

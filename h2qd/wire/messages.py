@@ -116,7 +116,8 @@ class ResidentRow(Say, frozen=True):
     """A model that holds memory, or is on its way there or back. `size_bytes` is measured (PSS) once it is ready.
 
     `until_ms`: time left until it goes for being idle. `limit_bytes`: where the kernel ends its process.
-    `degraded`: what it was given less than asked for, in words.
+    `degraded`: what it was given less than asked for, in words. `available` is false, for `reason`, while the server
+    that runs it is away.
     """
 
     name: str
@@ -136,6 +137,7 @@ class ResidentRow(Say, frozen=True):
     kv_type: str = "f16"
     limit_bytes: int | None = None
     degraded: list[str] = []
+    available: bool = True
 
 
 class RequestRow(Say, frozen=True):
@@ -194,8 +196,25 @@ class MemoryView(Say, frozen=True):
     layers: list[MemoryLayer] = []
 
 
+class ServerRow(Say, frozen=True):
+    """A server that models run on, and that something speaks against. `breaker`: closed, open or half-open.
+
+    Unless it is closed, requests for its models are refused, until it answered when it is asked again, in
+    `retry_after_ms`. `failures`: of requests, in a row.
+    """
+
+    name: str
+    breaker: Literal["closed", "open", "half-open"]
+    failures: int
+    reason: str
+    retry_after_ms: int | None = None
+
+
 class Status(Say, frozen=True):
-    """The daemon at a glance. `phase`: starting, serving or stopping. `degraded`: what is not as it should be."""
+    """The daemon at a glance. `phase`: starting, serving or stopping. `degraded`: what is not as it should be.
+
+    `servers`: those that something speaks against.
+    """
 
     version: str
     pid: int
@@ -210,6 +229,7 @@ class Status(Say, frozen=True):
     switch: SwitchView | None
     memory: MemoryView
     degraded: list[str] = []
+    servers: list[ServerRow] = []
 
 
 class DeviceRow(Say, frozen=True):
@@ -298,7 +318,7 @@ class ModelFacts(Say, frozen=True):
 class ModelRow(Say, frozen=True):
     """A registered model. `type`: local, ollama or openai; `path`: its file, or its name at the server that has it.
 
-    `available` is false, for `reason`, while its file cannot be used, or its server not be asked.
+    `available` is false, for `reason`, while its file cannot be used, or the server that runs it is away.
     """
 
     name: str
@@ -356,7 +376,10 @@ class StoryLine(Say, frozen=True):
 
 
 class Explain(Say, frozen=True):
-    """The story of a model's transitions, oldest first, and what it would take to go on."""
+    """The story of a model's transitions, oldest first, and what it would take to go on.
+
+    `server`: the one that runs it, where something speaks against that.
+    """
 
     model: str
     state: str
@@ -364,6 +387,7 @@ class Explain(Say, frozen=True):
     story: list[StoryLine]
     failures: int = 0
     retry_after_ms: int | None = None
+    server: ServerRow | None = None
 
 
 class PlanAsk(Ask, frozen=True):

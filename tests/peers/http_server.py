@@ -137,8 +137,16 @@ class HttpServer:
 
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result(PATIENCE_S)
 
+    def go_away(self) -> None:
+        """As if its process was killed: nobody listens, and what was open is reset."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE_S)
+
+    def come_back(self) -> None:
+        """As if it was started again, where it was."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(PATIENCE_S)
+
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls, limit=2**24)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls, limit=2**24)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:

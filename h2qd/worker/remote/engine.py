@@ -181,7 +181,7 @@ class RemoteEngine:
                 last = reply.end("cancelled") if reply is not None else _cancelled(order.request)
             except EngineError as error:
                 error = self._speaker.server.scrubbed(error)
-                last = GenerationFailed(order.request, error.code, error.message)
+                last = GenerationFailed(order.request, error.code, error.message, error.away)
             except Exception as error:  # noqa: BLE001 - a defect of ours: raised again by the next step
                 self._said.put(error)
                 return
