@@ -137,6 +137,11 @@ class HttpServer:
 
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result(PATIENCE_S)
 
+    @property
+    def listens(self) -> bool:
+        """Whether it was not told to go away."""
+        return bool(self._server.is_serving())
+
     def go_away(self) -> None:
         """As if its process was killed: nobody listens, and what was open is reset."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE_S)

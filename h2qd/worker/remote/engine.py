@@ -74,7 +74,11 @@ class RemoteEngine:
             self._dialect = _dialect(target)
             return await _guarded(self._dialect, self._dialect.load(order))
 
-        loaded = self._talk.run(work, progress)
+        try:
+            loaded = self._talk.run(work, progress)
+        except EngineError:
+            self.stop()  # the server may have loaded it all the same
+            raise
         if self._speaker.holds:
             self._told = HeldElsewhere(loaded.elsewhere_bytes)
             self._talk.post(self._start_watch)
