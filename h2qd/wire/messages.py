@@ -941,7 +941,7 @@ class Events(Ask, frozen=True):
 
 
 class Notice(Say, frozen=True):
-    """Something happened. `topic`: model, request, switch, memory or daemon.
+    """Something happened. `topic`: model, request, switch, memory, server or daemon.
 
     `missed` notices before it were dropped for this reader.
     """
