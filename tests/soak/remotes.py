@@ -229,8 +229,9 @@ async def _hang(_: Request, response: Response) -> None:
     await response.silence()
 
 
-async def _broken(_: Request, response: Response) -> None:
-    await response.whole(500, {"error": f"it is broken, {KEY}"})
+async def _broken(request: Request, response: Response) -> None:
+    """Servers like to quote what they were sent."""
+    await response.whole(500, {"error": f"it is broken, {request.headers}"})
 
 
 async def _garbage(_: Request, response: Response) -> None:
