@@ -290,6 +290,14 @@ def test_the_others_go_on(server: Server, kind: str, desk: Desk) -> None:
     assert sum(isinstance(end, GenerationFailed) and end.code == "remote_unreachable" for end in ends) == 1
 
 
+def test_answers_in_turn_share_a_connection(server: Server, kind: str, desk: Desk) -> None:
+    desk.load(kind, server.url)
+    before = server.accepted
+    for request in range(5):
+        desk.ask(chat(request))
+    assert server.accepted <= before + 1
+
+
 def test_a_load_that_fails_after_the_server_did_it_leaves_nothing_there() -> None:
     with OllamaServer(Model("small:latest")) as server, Desk() as desk:
         server.fail("/api/ps", status(500, {"error": "broken"}))

@@ -87,6 +87,7 @@ class HttpServer:
         self.faults: deque[tuple[str, Handler]] = deque()
         self._tls = tls
         self._connections = 0
+        self.accepted = 0
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -164,6 +165,7 @@ class HttpServer:
     def _count(self, change: int) -> None:
         with self._changed:
             self._connections += change
+            self.accepted += max(0, change)
             self._changed.notify_all()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -37,7 +37,7 @@ from h2qd.worker.engine import EngineError
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
 from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway
 from h2qd.worker.remote.ndjson import Lines
-from h2qd.worker.remote.pieces import pieces
+from h2qd.worker.remote.pieces import ended, pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
 from h2qd.worker.remote.server import Server, decoded
 
@@ -215,6 +215,7 @@ class Ollama:
                 text = part.message.content if part.message is not None else part.response
                 reply.text(text, _logprobs(part.logprobs))
                 if part.done:
+                    await ended(lines)
                     return _ended(part, reply)
         raise broken_off("the server's answer ended in the middle")
 
