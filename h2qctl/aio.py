@@ -14,7 +14,7 @@ from typing import Literal, Self, Unpack, overload
 import zmq.asyncio
 
 from h2qctl import address, asks
-from h2qctl.asks import Decoding, Options, Turn
+from h2qctl.asks import ChatOptions, Decoding, Options, Turn
 from h2qctl.channel import SETTLE_S
 from h2qctl.client import SILENCE_S
 from h2qctl.errors import H2qError
@@ -123,6 +123,12 @@ class AsyncClient:
         """Register a model file where it lies. A relative path counts from this process's folder."""
         return await self._run("model.import", asks.import_file(path, name), m.Imported, timeout, on_progress)
 
+    async def pull(
+        self, model: str, *, timeout: float | None = None, on_progress: OnProgress | None = None
+    ) -> m.Pulled:
+        """Have a server fetch a model, REMOTE/NAME; giving up the call ends the fetching."""
+        return await self._run("model.pull", m.Pull(model), m.Pulled, timeout, on_progress)
+
     async def remove(self, model: str, *, timeout: float | None = None) -> m.Removed:
         """Forget a model; its file stays."""
         return await self._run("model.remove", m.OfModel(model), m.Removed, timeout)
@@ -219,7 +225,7 @@ class AsyncClient:
         stream: Literal[False] = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> m.Answer: ...
 
     @overload
@@ -231,7 +237,7 @@ class AsyncClient:
         stream: Literal[True],
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> AsyncStream: ...
 
     async def chat(
@@ -242,9 +248,12 @@ class AsyncClient:
         stream: bool = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> m.Answer | AsyncStream:
-        """Answer a conversation through the model's own template; with `stream`, piece by piece."""
+        """Answer a conversation through the model's own template; with `stream`, piece by piece.
+
+        What the model wants called is in the answer's `tool_calls`; `h2qctl.tools` has the turns that follow.
+        """
         body = asks.chat(messages, model, options, stream=stream)
         if stream:
             return AsyncStream(self._flow("infer.chat", body, timeout, on_progress))

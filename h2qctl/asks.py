@@ -11,9 +11,13 @@ from typing import Any, Literal, TypedDict
 
 from msgspec import structs
 
+from h2qctl.tools import definitions, turn
 from h2qd.wire import messages as m
 
-Turn = Mapping[str, str] | m.ChatMessage
+Turn = Mapping[str, Any] | m.ChatMessage
+"""A message: itself, or a mapping with `role` and `content`, and what else `tools.turn` takes."""
+
+ToolLike = Mapping[str, Any] | m.Tool
 
 
 class Decoding(TypedDict, total=False):
@@ -46,6 +50,14 @@ class Options(Decoding, total=False):
     adapters: Mapping[str, float] | Sequence[m.AdapterUse] | None
 
 
+class ChatOptions(Options, total=False):
+    """What chat takes besides; see `h2qd.wire.messages.Chat`. A tool may be a mapping, also as OpenAI writes it."""
+
+    tools: Sequence[ToolLike] | None
+    tool_choice: str | None
+    think: m.Think | None
+
+
 def import_file(path: str | PathLike[str], name: str | None) -> m.Import:
     """The body that registers the file at `path`; a relative path counts from this process's folder."""
     return m.Import(abspath(fspath(path)), name)  # noqa: PTH100  # pathlib would cost each start 6 ms
@@ -56,9 +68,9 @@ def infer(prompt: str, model: str | None, options: Options, *, stream: bool) -> 
     return m.Infer(prompt=prompt, model=model, stream=stream, **_fields(options))
 
 
-def chat(messages: Sequence[Turn], model: str | None, options: Options, *, stream: bool) -> m.Chat:
-    """The body that answers `messages`, each a `ChatMessage` or a mapping with `role` and `content`."""
-    return m.Chat(messages=_turns(messages), model=model, stream=stream, **_fields(options))
+def chat(messages: Sequence[Turn], model: str | None, options: ChatOptions, *, stream: bool) -> m.Chat:
+    """The body that answers `messages`. Raises ValueError for what is no tool, or no image."""
+    return m.Chat(messages=list(map(turn, messages)), model=model, stream=stream, **_fields(options))
 
 
 def swarm(
@@ -71,7 +83,7 @@ def swarm(
     options: Decoding,
 ) -> m.Swarm:
     """The body that asks `models` a prompt, or a conversation. A judge or an embedder says which method is meant."""
-    prompt, messages = (asked, None) if isinstance(asked, str) else (None, _turns(asked))
+    prompt, messages = (asked, None) if isinstance(asked, str) else (None, list(map(turn, asked)))
     return m.Swarm(
         models=list(models),
         prompt=prompt,
@@ -105,10 +117,6 @@ def score(
     return structs.replace(how, priority=priority or how.priority)
 
 
-def _turns(messages: Sequence[Turn]) -> list[m.ChatMessage]:
-    return [turn if isinstance(turn, m.ChatMessage) else m.ChatMessage(**turn) for turn in messages]
-
-
 def _fields(options: Decoding) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if "stop" in fields:
@@ -117,4 +125,6 @@ def _fields(options: Decoding) -> dict[str, Any]:
         fields["logit_bias"] = {str(token): bias for token, bias in fields["logit_bias"].items()}
     if isinstance(fields.get("adapters"), Mapping):
         fields["adapters"] = [m.AdapterUse(name, scale) for name, scale in fields["adapters"].items()]
+    if "tools" in fields:
+        fields["tools"] = definitions(fields["tools"])
     return fields

@@ -16,7 +16,7 @@ from typing import Literal, Self, Unpack, overload
 import zmq
 
 from h2qctl import address, asks
-from h2qctl.asks import Decoding, Options, Turn
+from h2qctl.asks import ChatOptions, Decoding, Options, Turn
 from h2qctl.channel import SETTLE_S, Channel
 from h2qctl.errors import H2qError
 from h2qctl.flow import Flow, OnBody, OnProgress, Reply, Stream, Watch
@@ -141,6 +141,10 @@ class Client:
         """Register a model file where it lies. A relative path counts from this process's folder."""
         return self._run("model.import", asks.import_file(path, name), m.Imported, timeout, on_progress)
 
+    def pull(self, model: str, *, timeout: float | None = None, on_progress: OnProgress | None = None) -> m.Pulled:
+        """Have a server fetch a model, REMOTE/NAME; giving up the call ends the fetching."""
+        return self._run("model.pull", m.Pull(model), m.Pulled, timeout, on_progress)
+
     def remove(self, model: str, *, timeout: float | None = None) -> m.Removed:
         """Forget a model; its file stays."""
         return self._run("model.remove", m.OfModel(model), m.Removed, timeout)
@@ -237,7 +241,7 @@ class Client:
         stream: Literal[False] = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> m.Answer: ...
 
     @overload
@@ -249,7 +253,7 @@ class Client:
         stream: Literal[True],
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> Stream: ...
 
     def chat(
@@ -260,9 +264,12 @@ class Client:
         stream: bool = False,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> m.Answer | Stream:
-        """Answer a conversation through the model's own template; with `stream`, piece by piece."""
+        """Answer a conversation through the model's own template; with `stream`, piece by piece.
+
+        What the model wants called is in the answer's `tool_calls`; `h2qctl.tools` has the turns that follow.
+        """
         body = asks.chat(messages, model, options, stream=stream)
         if stream:
             return Stream(self._flow("infer.chat", body, timeout, on_progress))

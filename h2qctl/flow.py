@@ -126,37 +126,58 @@ class _Held:
 
 
 class Stream(_Held):
-    """The text of an answer as it comes. `answer` is None until the end, then all of it: text and `logprobs`."""
+    """The text of an answer as it comes, or all that comes (`deltas`).
+
+    `answer` is None until the end, then all of it: text, `thinking` and `logprobs`.
+    """
 
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow)
         self.answer: m.Answer | None = None
         self.logprobs: list[m.TokenLogprob] = []
         self._pieces: list[str] = []
+        self._thoughts: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        while (delta := self._next()) is not None:
+            if delta.text or not delta.thinking:
+                return delta.text
+        raise StopIteration
+
+    def deltas(self) -> Iterator[m.Delta]:
+        """The pieces with what the model thinks before its text; instead of the texts alone."""
+        while (delta := self._next()) is not None:
+            yield delta
+
+    def _next(self) -> m.Delta | None:
         for chunk in self._flow:
-            delta = expect(chunk, m.Delta)
-            self._pieces.append(delta.text)
-            self.logprobs += delta.logprobs
-            return delta.text
+            return self._kept(expect(chunk, m.Delta))
         if self.answer is not None or self._flow.end is None:
-            raise StopIteration
+            return None
         end = expect(self._flow.end, m.Answer)
-        self._pieces.append(end.text)
-        self.logprobs += end.logprobs
-        self.answer = msgspec.structs.replace(end, text=self.text, logprobs=self.logprobs)
-        if not end.text:
-            raise StopIteration
-        return end.text
+        rest = self._kept(m.Delta(end.text, 0, end.logprobs, end.thinking))
+        whole = {"text": self.text, "logprobs": self.logprobs, "thinking": self.thinking}
+        self.answer = msgspec.structs.replace(end, **whole)
+        return rest if rest.text or rest.thinking else None
+
+    def _kept(self, delta: m.Delta) -> m.Delta:
+        self._pieces.append(delta.text)
+        self._thoughts.append(delta.thinking)
+        self.logprobs += delta.logprobs
+        return delta
 
     @property
     def text(self) -> str:
         """What came so far."""
         return "".join(self._pieces)
+
+    @property
+    def thinking(self) -> str:
+        """What was thought so far."""
+        return "".join(self._thoughts)
 
 
 class Watch(_Held):

@@ -19,6 +19,7 @@ from h2qd.wire.frames import Kind
 TABLE_WIDTH_MAX = 80
 Value = TypeVar("Value")
 _BOLD_RED = "\x1b[1;31m"
+_DIM = "\x1b[2m"
 _PLAIN = "\x1b[0m"
 
 
@@ -64,6 +65,16 @@ class Output:
         """A piece of generated text, at once; made harmless where a terminal would obey it."""
         self.stdout.write(text.answer(piece) if self.terminal else piece)
         self.stdout.flush()
+
+    def thought(self, piece: str) -> None:
+        """A piece of what a model thinks, dim: only for where it can be told from the answer, see `dims`."""
+        self.stdout.write(f"{_DIM}{text.answer(piece)}{_PLAIN}")
+        self.stdout.flush()
+
+    @property
+    def dims(self) -> bool:
+        """Whether text can be dim: on a terminal that wants more than plain letters."""
+        return coloured(self.stdout)
 
     def note(self, line: str) -> None:
         """One line that is not data."""

@@ -19,7 +19,7 @@ from h2qd.wire.names import shown
 
 GROUPS = (
     ("Look", ("status", "ps", "top", "models", "show", "explain", "plan", "events")),
-    ("Models", ("load", "unload", "switch", "pin", "unpin", "import", "rm")),
+    ("Models", ("load", "unload", "switch", "pin", "unpin", "import", "pull", "rm")),
     ("Text", ("infer", "chat", "swarm", "sessions", "embed", "score", "tokenize", "detokenize", "batch", "cancel")),
     ("Daemon", ("doctor", "config", "version")),
     ("Tool", ("completion", "help")),

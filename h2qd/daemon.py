@@ -11,7 +11,6 @@ import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import zmq
@@ -19,16 +18,8 @@ import zmq
 from h2qd import policy
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
-from h2qd.core.events import (
-    ForgetAsked,
-    ModelRegistered,
-    Recalled,
-    RequestArrived,
-    ServerAsked,
-    StopAsked,
-    TimerFired,
-)
-from h2qd.core.records import Fault, Ticket, Want
+from h2qd.core.events import ForgetAsked, ModelRegistered, ServerAsked, StopAsked, TimerFired
+from h2qd.core.records import Fault
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import remotes, views
@@ -44,11 +35,13 @@ from h2qd.runtime.meter import rss_bytes
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
+from h2qd.runtime.pulls import Pulls
 from h2qd.runtime.readings import Gauge
 from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.reports import Reports
 from h2qd.runtime.residents import Engines, Residents
+from h2qd.runtime.restoration import Restoration
 from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.scales import Scales
 from h2qd.runtime.server import Client, Server, SocketInUseError
@@ -98,7 +91,7 @@ class Daemon:
         self._timers = Timers(lambda timer: self._supervisor.post(TimerFired(self._loop.time(), timer)))
         self._calls = Calls(self._call_gone)
         self._notices = Notices(self._calls)
-        self._zygote = Zygote()
+        self._zygote = Zygote(remotes=bool(config.remotes))
         self._scales = Scales(self._zygote, self._meter)
         self._accelerators = Accelerators.open()
         self._gauge = Gauge(accelerators=self._accelerators)
@@ -137,6 +130,9 @@ class Daemon:
             self._remote_lost,
             self._remote_asked,
         )
+        self._restoration = Restoration(
+            self._supervisor, self._remotes, self._manifests, loads=config.residency.restore
+        )
         self._followers: list[asyncio.Task[None]] = []
         self._reports = reports = Reports(
             config,
@@ -151,6 +147,7 @@ class Daemon:
             self._missing,
             lambda: self._phase,
             lambda: self._stalls.trouble if self._stalls is not None else "not started yet",
+            remotes.exposed(config.remotes),
         )
         self._commands = Commands(
             self._supervisor,
@@ -158,6 +155,8 @@ class Daemon:
             self._residents,
             self._notices,
             self._imports,
+            self._remotes,
+            Pulls(self._remotes, errands),
             SavedSessions(
                 folder, config.sessions.disk_quota_bytes, self._manifests, self._disk, self._residents.forget
             ),
@@ -167,7 +166,7 @@ class Daemon:
             self._access,
             self._adapters,
             config.requests.deadline_s,
-            {name: model.fallback for name, model in config.models.items()},
+            lambda name: policy.fallback(config, name),
         )
         self._supervisor.perform = Performer(
             self._calls,
@@ -205,6 +204,8 @@ class Daemon:
         self._beat()
         self._notifier.ready(f"serving on {config.socket.path}")
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
+        for name in remotes.exposed(config.remotes):
+            log.warning("remote.key_in_plain", remote=name, url=config.remotes[name].url)
         self._followers = [self._loop.create_task(self._remotes.follow(name)) for name in config.remotes]
         starting = self._loop.create_task(self._finish_start())
         try:
@@ -233,14 +234,22 @@ class Daemon:
         """Register what the configuration names and is not known yet; then load what was active last."""
         try:
             await self._register_named()
-            await self._restore()
+            memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
+            await self._restoration.begin(memory)
+            self._serving()
+            await self._restoration.finish(memory)
         except Exception:  # the models that are there can be served all the same
             log.exception("daemon.start_defect")
         finally:
-            self._phase = "serving" if self._phase == "starting" else self._phase
+            self._serving()
+
+    def _serving(self) -> None:
+        self._phase = "serving" if self._phase == "starting" else self._phase
 
     async def _register_named(self) -> None:
         for name, model in self._config.models.items():
+            if not model.path:
+                continue  # its server tells of it
             known = self._manifests.get(name)
             if known is not None and known.path == model.path and model.backend in (None, known.backend):
                 continue
@@ -250,23 +259,6 @@ class Daemon:
             except Refusal as error:
                 log.error("model.unavailable", model=name, path=model.path, error=str(error))  # noqa: TRY400 - expected
                 self._missing[name] = views.missing_row(name, model.path, str(error))
-
-    async def _restore(self) -> None:
-        """Pick up where the last daemon ended: who was active, pinned and, if that is wanted, resident."""
-        memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
-        await self._remotes.looked([kept.name for kept in memory.resident])
-        now = self._loop.time()
-        wanted = memory.resident if self._config.residency.restore and not self._calls_wait() else []
-        # The active one comes first: where they do not all fit any more, the others give way.
-        for number, kept in enumerate(sorted(wanted, key=lambda kept: kept.name != memory.active)):
-            if kept.name in self._manifests:  # numbers of calls begin with 1: these are below
-                ticket = Ticket(-number, 0, Want.RESIDENT, kept.name, now, ctx=kept.ctx, kv_type=kept.kv_type)
-                self._supervisor.post(RequestArrived(now, replace(ticket, gentle=True, activate=False)))
-        self._supervisor.post(Recalled(now, memory.active, tuple(memory.pinned), tuple(memory.resident)))
-
-    def _calls_wait(self) -> bool:
-        state = self._supervisor.state
-        return bool(state.waiting or state.running or state.switch)
 
     def _register_known(self) -> None:
         """Tell the core of the models on disk; those that only an earlier configuration named are forgotten."""
@@ -288,12 +280,21 @@ class Daemon:
         log.info("daemon.stop_asked", signal=signal.Signals(number).name, at_once=again)
         self._phase = "stopping"
         self._notifier.stopping("draining")
+        if not again:
+            self._loop.call_later(
+                policy.stop_s_max(self._config), self._overdue
+            )  # first: no defect below may lose it
         self._commands.stop_jobs()
         self._supervisor.post(StopAsked(self._loop.time(), self._config.shutdown.drain_s))
         if again:
             self._supervisor.post(TimerFired(self._loop.time(), Timer(Clock.DRAIN, 0)))
             self._residents.close()
             self._loop.call_later(2 * self._config.worker.stop_grace_s, self._ended.set)  # a defect must not keep it
+
+    def _overdue(self) -> None:
+        """All that a stop may take is over, and it has not ended: that is a defect, and must not keep the daemon."""
+        log.error("daemon.stop_overdue", state=repr(self._supervisor.state.stopping))
+        self._ended.set()
 
     def _close(self) -> None:
         self._notices.end_all()
@@ -321,7 +322,7 @@ class Daemon:
         self._commands.gone(call)
 
     def _model_registered(self, manifest: Manifest) -> None:
-        named = self._config.models.get(manifest.name)
+        named = policy.named(self._config, manifest.name)
         ctx = (named.ctx if named is not None else None) or self._config.model.ctx
         shape = shape_of(
             manifest.facts, self._quantize.get(manifest.name, ""), self._adapters.size_bytes(manifest.name)

@@ -4,6 +4,7 @@ Pure. Called by `daemon`, which hands the results around.
 """
 
 from h2qd.config import Config
+from h2qd.config.schema import Model
 from h2qd.core.guard import Thresholds
 from h2qd.core.records import Rules, Traits
 from h2qd.runtime.workers import Patience
@@ -30,9 +31,21 @@ def rules(config: Config) -> Rules:
     )
 
 
+def named(config: Config, name: str) -> Model | None:
+    """What the configuration says of a model; of a server's also where it leaves out the tag that an Ollama adds."""
+    own, without = config.models.get(name), config.models.get(name.removesuffix(":latest"))
+    return own or (without if without is not None and not without.path else None)
+
+
+def fallback(config: Config, name: str) -> tuple[str, ...]:
+    """Who answers where a model cannot, in their order."""
+    own = named(config, name)
+    return own.fallback if own is not None else ()
+
+
 def traits(config: Config, name: str) -> Traits:
     """What the configuration says of a model; what it does not say is as for all models."""
-    general, own = config.model, config.models.get(name)
+    general, own = config.model, named(config, name)
     if own is None:
         return Traits(general.kv_type, general.degrade, general.min_ctx, ttl_s=general.ttl_s)
     return Traits(
@@ -69,3 +82,9 @@ def patience(config: Config) -> Patience:
         nice=worker.nice,
         oom_score_adj=worker.oom_score_adj,
     )
+
+
+def stop_s_max(config: Config) -> float:
+    """All that a stop may take: running requests, then each worker's sessions and the steps of stopping it."""
+    worker = config.worker
+    return config.shutdown.drain_s + worker.cancel_grace_s + config.sessions.save_timeout_s + 2 * worker.stop_grace_s

@@ -11,6 +11,7 @@ import msgspec
 
 from h2qctl.batch import openai
 from h2qctl.errors import H2qError
+from h2qctl.tools import definitions
 from h2qd.wire import messages as m
 from h2qd.wire.limits import PROMPT_BYTES_MAX
 
@@ -81,6 +82,8 @@ def _job(name: str | None, fields: dict[str, Any]) -> Job:
         fields["stop"] = [fields["stop"]]
     if isinstance(fields.get("json_schema"), dict):
         fields["json_schema"] = msgspec.json.encode(fields["json_schema"]).decode()
+    if call == "chat" and "tools" in fields:
+        fields["tools"] = msgspec.to_builtins(definitions(fields["tools"]))
     fields.setdefault("priority", "low")
     msgspec.convert(fields, shape)
     fields.pop("model", None)  # who runs it knows the model, also of a line that names none

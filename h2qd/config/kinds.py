@@ -313,6 +313,23 @@ class TextList(msgspec.Struct, frozen=True):
         return list(value)
 
 
+class NameMap(msgspec.Struct, frozen=True):
+    """A map of names of our own to names as others write them. `parse` takes one of the latter."""
+
+    @property
+    def words(self) -> str:
+        """The kind in words."""
+        return "map of names to names"
+
+    def parse(self, text: str) -> str:
+        """The name."""
+        return TextList().parse(text)
+
+    def show(self, value: tuple[tuple[str, str], ...]) -> list[str]:
+        """The pairs, as OURS=THEIRS."""
+        return [f"{ours}={theirs}" for ours, theirs in value]
+
+
 class Users(msgspec.Struct, frozen=True):
     """Some users: what the file `named`, and the uids that was at the time it was read."""
 

@@ -17,7 +17,7 @@ from h2qd.config.faults import ConfigError, Fault
 from h2qd.config.schema import ADAPTERS_MAX, Config, Failures, Guard, Model, Remote, Section, Worker
 from h2qd.config.table import Table, nearest
 from h2qd.config.units import show_duration
-from h2qd.wire.names import shown
+from h2qd.wire.names import shown, tagged
 
 DEFAULT_FILE = "/etc/h2qd/h2qd.yaml"
 """Read when nobody names a file and this one exists."""
@@ -150,6 +150,13 @@ def _contradictions(table: Table) -> Iterator[Fault]:
 
 def _odd_remotes(table: Table) -> Iterator[Fault]:
     for name, values in table.maps["remotes"].items():
+        if "/" in name:
+            text = "cannot use this name for a remote: what it has is called NAME/MODEL, so it may hold no /"
+            yield Fault(table.sources[f"remotes.{name}.url"], f"remotes.{name}", text)
+        theirs = [tagged(model) for _, model in values.get("aliases", ())]
+        if len(theirs) > len(set(theirs)):
+            key = f"remotes.{name}.aliases"
+            yield Fault(table.sources[key], key, "cannot use two aliases of one model")
         for one, other, why in (
             ("key_credential", "key_env", "says already where the key is"),
             ("client_key", "client_cert", ""),

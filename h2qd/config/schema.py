@@ -19,6 +19,7 @@ from h2qd.config.kinds import (
     Kind,
     Mode,
     NameList,
+    NameMap,
     Percent,
     Share,
     Size,
@@ -286,12 +287,19 @@ class ModelDefaults(Section, frozen=True):
 
 
 class Model(Section, frozen=True):
-    """One model of the map `models`."""
+    """One model of the map `models`: one of this device, or REMOTE/NAME, one of a server, which has no `path`."""
 
     path: Annotated[
-        str, Key("the model file or folder; a relative path starts at this file's folder", FilePath(), "required")
-    ]
-    ctx: Annotated[int | None, Key("context in tokens", _CTX, "model.ctx")] = None
+        str,
+        Key(
+            "the model file or folder; a relative path starts at this file's folder",
+            FilePath(),
+            "required; of a server's model there is none",
+        ),
+    ] = ""
+    ctx: Annotated[
+        int | None, Key("context in tokens, also what an Ollama is told for a model of its own", _CTX, "model.ctx")
+    ] = None
     kv_type: Annotated[str | None, Key("what the KV cache is made of", _KV_TYPE, "model.kv_type")] = None
     degrade: Annotated[bool | None, Key("give less rather than refuse", Flag(), "model.degrade")] = None
     min_ctx: Annotated[int | None, Key("the smallest context given so", _CTX, "model.min_ctx")] = None
@@ -340,6 +348,10 @@ class Remote(Section, frozen=True):
     key_credential: Annotated[str, Key("the systemd credential that holds the key", Word(), "none")] = ""
     models: Annotated[
         tuple[str, ...], Key("names of its models that are offered here; empty: all that it lists", TextList())
+    ] = ()
+    aliases: Annotated[
+        tuple[tuple[str, str], ...],
+        Key("what some of its models are called here, instead of by their own names: ALIAS: NAME", NameMap(), "none"),
     ] = ()
     refresh_s: Annotated[float, Key("how often it is asked which models it has", Duration(1.0, 30 * _DAY_S))] = 600.0
     connect_timeout_s: Annotated[float, Key("time to be connected", Duration(_SHORTEST_S, 600.0))] = 5.0
@@ -442,6 +454,9 @@ KEYS: dict[str, Key] = dict(_walk(Settings))
 
 MODEL_KEYS: dict[str, Key] = dict(_walk(Model))
 """The keys of one entry of `models`."""
+
+LOCAL_KEYS = frozenset({"path", "kv_type", "min_ctx", "degrade", "backend", "quantize", "adapters"})
+"""Those of them that only models of this device have."""
 
 REMOTE_KEYS: dict[str, Key] = dict(_walk(Remote))
 """The keys of one entry of `remotes`."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from h2qd.config import document
 from h2qd.config.faults import Fault
-from h2qd.config.kinds import AdapterList, FilePath, ListKind
-from h2qd.config.schema import KEYS, MAPS, Key, Map
+from h2qd.config.kinds import AdapterList, FilePath, ListKind, NameMap
+from h2qd.config.schema import KEYS, LOCAL_KEYS, MAPS, Key, Map
 from h2qd.wire.names import name_fault, shown
 
 _SHOWN_CHARS_MAX = 80
@@ -28,6 +28,7 @@ class Table:
         self.faults: list[Fault] = []
         self._file = file
         self._folder = str(Path(file).parent)
+        self._servers: frozenset[str] = frozenset()
 
     def refuse(self, where: str, key: str, text: str) -> None:
         """Note a mistake."""
@@ -39,6 +40,8 @@ class Table:
 
     def read(self, top: document.Mapping) -> None:
         """Take all that a file says."""
+        remotes = top.entries.get("remotes")
+        self._servers = frozenset(remotes.entries) if isinstance(remotes, document.Mapping) else frozenset()
         self._section(top, "")
 
     # --- sections ---------------------------------------------------------------------------------
@@ -81,13 +84,17 @@ class Table:
 
     def _entry(self, node: document.Mapping, where: str, name: str, entry: str) -> None:
         spec, prefix = MAPS[name], f"{name}.{entry}."
+        server = entry.partition("/")[0] if name == "models" else ""
+        elsewhere = server in self._servers
         for part, below in node.entries.items():
             line = self._where(node.lines[part])
-            if part in spec.keys:
+            if elsewhere and part in LOCAL_KEYS:
+                self.refuse(line, prefix + part, f"cannot use it for a model of the remote {server}")
+            elif part in spec.keys:
                 self._leaf(below, line, prefix + part, spec.keys[part])
             else:
                 self.refuse(line, prefix + part, _unknown(part, prefix, set(spec.keys)))
-        for part in spec.required:
+        for part in () if elsewhere else spec.required:
             if part not in node.entries:
                 self.refuse(where, f"{prefix}{part}", f"cannot do without this key: a {spec.what} needs it")
         # An entry's values move out of the flat table: names may hold dots, so their keys are for people only.
@@ -103,10 +110,13 @@ class Table:
             return
         if isinstance(node, document.Scalar) and node.empty:
             self.refuse(where, key, "cannot use an empty value: leave the key out for its default")
+        elif isinstance(node, document.Mapping) and isinstance(spec.kind, NameMap):
+            self.values[key] = self._names(node, key, spec.kind)
+            self.sources[key] = source
         elif isinstance(node, document.Sequence) and isinstance(spec.kind, ListKind):
             self.values[key] = self._list(node, key, spec.kind)
             self.sources[key] = source
-        elif isinstance(node, document.Scalar) and not isinstance(spec.kind, ListKind):
+        elif isinstance(node, document.Scalar) and not isinstance(spec.kind, ListKind | NameMap):
             self._take(node.text, key, spec, where=where, folder=self._folder, source=source)
         else:
             self.refuse(where, key, f"cannot use {_words(node)}: it must be a {spec.kind.words}")
@@ -123,6 +133,21 @@ class Table:
             elif not isinstance(item, document.Broken):
                 self.refuse(self._where(item.line), key, f"cannot use {_words(item)}: it must be a {kind.item_words}")
         return kind.gather(named)
+
+    def _names(self, node: document.Mapping, key: str, kind: NameMap) -> tuple[tuple[str, str], ...]:
+        pairs: dict[str, str] = {}
+        for ours, below in node.entries.items():
+            where = self._where(node.lines[ours])
+            if fault := name_fault(ours):
+                self.refuse(where, f"{key}.{ours}", f"cannot use this name for a model: {fault}")
+            elif isinstance(below, document.Scalar):
+                try:
+                    pairs[ours] = kind.parse(below.text)
+                except ValueError as error:
+                    self.refuse(where, f"{key}.{ours}", f"cannot use {_quoted(below.text)}: {error}")
+            elif not isinstance(below, document.Broken):
+                self.refuse(where, f"{key}.{ours}", f"cannot use {_words(below)}: it must be a name")
+        return tuple(pairs.items())
 
     def _take(self, text: str, key: str, spec: Key, *, where: str, folder: str, source: str) -> None:
         if isinstance(spec.kind, FilePath) and text:

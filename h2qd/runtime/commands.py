@@ -6,8 +6,8 @@ check. A handler that fails by our own defect answers `internal`; details go to 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 import msgspec
@@ -24,7 +24,9 @@ from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.imports import Imports
 from h2qd.runtime.jobs import Jobs, defect
 from h2qd.runtime.notices import Notices
+from h2qd.runtime.pulls import Pulls
 from h2qd.runtime.refusal import Refusal
+from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.residents import Residents
 from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.server import Client, Server
@@ -33,6 +35,7 @@ from h2qd.runtime.supervisor import Supervisor
 from h2qd.runtime.swarm import Swarms, checked
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
+from h2qd.wire.abilities import beyond_text
 from h2qd.wire.catalogue import CATALOGUE, Access
 from h2qd.wire.frames import Request, WireError, decode_body
 from h2qd.wire.limits import (
@@ -74,7 +77,19 @@ FALLBACK_CODES = frozenset(
 )
 """What another model may help with: not the request is at fault, but what was to answer it."""
 
-CAPABILITIES = ("stream", "credit", "cancel", "deadline", "events", "chat", "grammar", "json_schema")
+CAPABILITIES = (
+    "stream",
+    "credit",
+    "cancel",
+    "deadline",
+    "events",
+    "chat",
+    "grammar",
+    "json_schema",
+    "tools",
+    "images",
+    "think",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,8 @@ class Commands:
         residents: Residents,
         notices: Notices,
         imports: Imports,
+        remotes: Remotes,
+        pulls: Pulls,
         sessions: SavedSessions,
         manifests: dict[str, Manifest],
         missing: dict[str, m.ModelRow],
@@ -117,13 +134,15 @@ class Commands:
         access: Callable[[int], Access | None],
         adapters: Adapters,
         deadline_s: float,
-        fallbacks: Mapping[str, tuple[str, ...]],
+        fallbacks: Callable[[str], tuple[str, ...]],
     ) -> None:
         self._supervisor = supervisor
         self._calls = calls
         self._residents = residents
         self._notices = notices
         self._imports = imports
+        self._remotes = remotes
+        self._pulls = pulls
         self._sessions = sessions
         self._manifests = manifests
         self._missing = missing
@@ -146,6 +165,7 @@ class Commands:
             "model.explain": self._explain,
             "model.plan": self._plan,
             "model.import": self._import,
+            "model.pull": self._pull,
             "model.remove": self._remove,
             "model.load": self._load,
             "model.switch": self._switch,
@@ -272,9 +292,10 @@ class Commands:
         self._calls.reply(call, views.plan(state, state.models[self._known(ask.model)], ask))
 
     def _known(self, name: str) -> str:
-        """The name, which is registered."""
-        if name in self._supervisor.state.models:
-            return name
+        """What is registered under the name, or is meant by it."""
+        meant = self._remotes.called(name)
+        if meant in self._supervisor.state.models:
+            return meant
         raise Refusal(self._unknown(name))
 
     def _unknown(self, name: str) -> Fault:
@@ -284,7 +305,7 @@ class Commands:
         if (row := self._missing.get(f"{server}/*")) is not None:
             wait_s = breakers.patience_s(self._supervisor.state, server, self._now())
             return Fault("remote_unreachable", f"cannot use {shown(name)}: {row.reason}", retry_after_s=wait_s)
-        return no_such_model(self._supervisor.state, shown(name))
+        return replace(no_such_model(self._supervisor.state, shown(name)), fix=self._remotes.how_to_get(name))
 
     # --- models and residency ---------------------------------------------------------------------
 
@@ -297,20 +318,36 @@ class Commands:
         if self._supervisor.state.stopping:
             raise Refusal(SHUTTING_DOWN)
         call.model = name
+        self._jobs.begin(call, self._imported(ask.path, name, self._progress_of(call, "inspecting")))
+
+    def _progress_of(self, call: Call, phase: str) -> Callable[[float], None]:
+        """How a job tells its client how far it is."""
 
         def progress(fraction: float) -> None:
             if not call.ended:
-                self._calls.tell_progress(call, m.Progress("inspecting", call.name, name, round(fraction, 3)))
+                self._calls.tell_progress(call, m.Progress(phase, call.name, call.model, round(fraction, 3)))
 
-        self._jobs.begin(call, self._imported(ask.path, name, progress))
+        return progress
 
     async def _imported(self, path: str, name: str, progress: Callable[[float], None]) -> m.Imported:
         manifest, changed = await self._imports.run(path, name, "import", None, progress)
         return m.Imported(manifest.name, changed, manifest.path, manifest.sha256, manifest.facts)
 
+    def _pull(self, call: Call, ask: m.Pull) -> None:
+        server, model = self._remotes.to_pull(ask.model)
+        if self._supervisor.state.stopping:
+            raise Refusal(SHUTTING_DOWN)
+        call.model = shown(ask.model)
+        self._calls.tell_progress(call, m.Progress("pulling", call.name, call.model))
+        self._jobs.begin(call, self._pulled(server, model, self._progress_of(call, "pulling")))
+
+    async def _pulled(self, server: str, model: str, progress: Callable[[float], None]) -> m.Pulled:
+        manifest = await self._pulls.run(server, model, progress)
+        return m.Pulled(manifest.name, manifest.path, manifest.facts)
+
     def _remove(self, call: Call, ask: m.OfModel) -> None:
-        call.model = ask.model
-        self._supervisor.post(ForgetAsked(self._now(), call.number, ask.model))
+        call.model = self._remotes.called(ask.model)
+        self._supervisor.post(ForgetAsked(self._now(), call.number, call.model))
 
     def _load(self, call: Call, ask: m.Load) -> None:
         self._make_resident(call, ask, activate=False)
@@ -336,11 +373,11 @@ class Commands:
 
     def _pin(self, call: Call, ask: m.OfModel, *, pinned: bool) -> None:
         call.model = self._known(ask.model)
-        self._supervisor.post(PinAsked(self._now(), call.number, ask.model, pinned))
+        self._supervisor.post(PinAsked(self._now(), call.number, call.model, pinned))
 
     def _claim(self, call: Call, model: str | None, want: Want, **wishes: Unpack[Wishes]) -> None:
         """Make the call a ticket for a model, by default the active one."""
-        name = model or self._supervisor.state.active or ""
+        name = self._remotes.called(model or self._supervisor.state.active or "")
         if name and name not in self._supervisor.state.models:
             raise Refusal(self._unknown(name))
         call.model = name or None
@@ -375,10 +412,10 @@ class Commands:
         if call.deadline is None:
             call.deadline = call.arrived + self._deadline_s
         call.until = call.deadline
-        call.asked = model or self._supervisor.state.active or ""
+        call.asked = self._remotes.called(model or self._supervisor.state.active or "")
         # A part of a larger request asks this one or none.
-        call.fallbacks = self._fallbacks.get(call.asked, ()) if call.on_end is None else ()
-        if call.asked in self._supervisor.state.models and (fault := self._adapters.lack(call.asked, order)):
+        call.fallbacks = self._fallbacks(call.asked) if call.on_end is None else ()
+        if call.asked in self._supervisor.state.models and (fault := self._lack(call.asked, order)):
             raise Refusal(fault)
         try:
             self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
@@ -386,15 +423,21 @@ class Commands:
             if not self.fall_back(call, refusal.fault):
                 raise
 
+    def _lack(self, model: str, order: Task) -> Fault | None:
+        """Why a model cannot work on an order, as far as that is known before it is loaded."""
+        if not self._manifests[model].remote and (why := beyond_text(order)) is not None:
+            return Fault("unsupported", why)
+        return self._adapters.lack(model, order)
+
     def fall_back(self, call: Call, fault: Fault) -> bool:
         """Ask the next model of the chain where that may help and nothing was said yet; False: the fault stands."""
         said = call.text is not None and call.text.tokens_seen > 0
         if fault.code not in FALLBACK_CODES or said or call.order is None:
             return False
         while call.fallbacks:
-            model, *rest = call.fallbacks
-            call.fallbacks = tuple(rest)
-            if model not in self._supervisor.state.models or self._adapters.lack(model, call.order) is not None:
+            following, *rest = call.fallbacks
+            model, call.fallbacks = self._remotes.called(following), tuple(rest)
+            if model not in self._supervisor.state.models or self._lack(model, call.order) is not None:
                 continue
             log.info("request.fell_back", request=call.name, model=call.model, to=model, because=fault.message)
             self._calls.renumber(call)

@@ -31,6 +31,7 @@ def examine(
     manifests: Mapping[str, Manifest],
     missing: Mapping[str, ModelRow],
     stall_trouble: str,
+    exposed: tuple[str, ...],
 ) -> Iterator[Check]:
     """All findings, the good ones too."""
     yield _memory(limit_bytes, available_bytes)
@@ -39,6 +40,9 @@ def examine(
     yield _state(state_dir)
     yield _engine(libraries, ready=zygote_ready)
     yield from _models(manifests, missing)
+    for name in exposed:
+        detail = "its key travels to another machine in plain text, for everybody on the way to read"
+        yield Check(f"remote {name}", "warn", detail, f"use https in remotes.{name}.url")
 
 
 def _memory(limit: int, available: int) -> Check:
@@ -101,4 +105,8 @@ def _models(manifests: Mapping[str, Manifest], missing: Mapping[str, ModelRow]) 
         else:
             yield Check(f"model {name}", "ok", manifest.path)
     for name, row in missing.items():
-        yield Check(f"model {name}", "fail", row.reason, f"correct models.{name}.path in the configuration")
+        server = name.partition("/")[0]
+        fix = f"correct models.{name}.path in the configuration"
+        if row.type != "local":
+            fix = f"see that the server runs, and that remotes.{server} in the configuration is right"
+        yield Check(f"model {name}", "fail", row.reason, fix)

@@ -1,11 +1,12 @@
 """One question to a worker of its own: a process is started, asked, and gone before the answer is used.
 
-For what the supervisor must not do itself, such as reading a model file or speaking to a server. Called by `imports`
-and `remotes`. Invariant: no worker outlives its errand, also when the errand is cancelled.
+For what the supervisor must not do itself, such as reading a model file or speaking to a server. Called by `imports`,
+`remotes` and `pulls`. Invariant: no worker outlives its errand, also when the errand is cancelled.
 """
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
@@ -17,6 +18,9 @@ from h2qd.wire.workers import FromWorker, InspectFile, ListModels, Loading, Pull
 
 _FIRST_NUMBER = 2**40
 """These workers are numbered from here, the core's workers from 1."""
+
+_PULL_S_MAX = 86400.0
+"""A large model over a thin line; the worker itself notices when nothing comes any more."""
 
 _Answer = TypeVar("_Answer", bound=FromWorker)
 
@@ -39,6 +43,7 @@ class Errands:
         """The answer to `order`. Raises `Refusal`: what the worker says, or how it ended."""
         found: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         gone = asyncio.Event()
+        patience = replace(self._patience, load_s=_PULL_S_MAX) if isinstance(order, PullModel) else self._patience
 
         def take(message: FromWorker) -> None:
             if isinstance(message, Loading):
@@ -53,7 +58,7 @@ class Errands:
             gone.set()
 
         try:
-            worker = Worker(next(self._numbers), label, order, self._zygote, self._patience, take, exited)
+            worker = Worker(next(self._numbers), label, order, self._zygote, patience, take, exited)
         except OSError as error:
             what = f"cannot work on {label}: no process can be started for it ({error.strerror})"
             raise Refusal(Fault("load_failed", what)) from error

@@ -6,7 +6,10 @@ refused. Pure but for the seed. Called by `commands`; the answers are put togeth
 
 import secrets
 
+import msgspec
+
 from h2qd.core.records import Fault
+from h2qd.runtime import conversation
 from h2qd.runtime.refusal import Refusal
 from h2qd.wire import messages as m
 from h2qd.wire.workers import (
@@ -17,6 +20,7 @@ from h2qd.wire.workers import (
     ScoreText,
     Task,
     TokenizeText,
+    Tool,
     Turn,
 )
 
@@ -35,12 +39,21 @@ def infer(request: int, uid: int, ask: m.Infer) -> Task:
 
 def chat(request: int, uid: int, ask: m.Chat) -> Task:
     """Answer a conversation. Raises `Refusal`."""
-    return _generate(request, uid, ask, turns=[Turn(message.role, message.content) for message in ask.messages])
+    conversation.check_tools(ask)
+    turns = conversation.turns(ask.messages)
+    if ask.session is not None and any(turn.images for turn in turns):
+        raise Refusal(Fault("unsupported", "cannot keep images in a session: leave out the session, or the images"))
+    return msgspec.structs.replace(
+        _generate(request, uid, ask, turns=turns),
+        tools=[Tool(tool.name, tool.description, tool.parameters) for tool in ask.tools],
+        tool_choice=ask.tool_choice,
+        think=ask.think,
+    )
 
 
 def _generate(
     request: int, uid: int, ask: m.Generation, *, prompt: str | None = None, turns: list[Turn] | None = None
-) -> Task:
+) -> Generate:
     return Generate(
         request=request,
         max_tokens=ask.max_tokens,

@@ -3,12 +3,13 @@
 Each server is asked by a worker (`errands`) at the start, every so often, and when the core wants it. What it has is
 registered under `REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the
 reason, its models staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the
-task of each server.
+task of each server, and by `pulls` and `commands`, which ask what a name means there.
 Invariant: nothing of a server is kept on disk.
 """
 
 import asyncio
 import contextlib
+import difflib
 import ipaddress
 import math
 import re
@@ -25,7 +26,7 @@ from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
-from h2qd.wire.names import name_fault, shown
+from h2qd.wire.names import name_fault, shown, tagged
 from h2qd.wire.workers import Listed, ListModels, RemoteModel, RemoteTarget
 
 log = get_logger()
@@ -33,7 +34,10 @@ log = get_logger()
 MODELS_MAX = 256
 """Models of one server that are registered here; `remotes.NAME.models` chooses."""
 
-_RETRY_S_MIN = 5.0
+_RETRY_S_MIN = 1.0
+"""Doubled before each time that a server is asked again, at most until it would be asked anyway."""
+_TYPED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+"""A server's name of a model that a shell takes as it stands."""
 
 
 class Remotes:
@@ -63,9 +67,11 @@ class Remotes:
         self._gone = gone
         self._asked = asked
         self._targets = targets(remotes)
+        self._lists = dict.fromkeys(remotes, 0)
         self._looked = {name: asyncio.Event() for name in remotes}
         self._wanted = {name: asyncio.Event() for name in remotes}
         self._wanted_at = dict.fromkeys(remotes, math.inf)
+        self._answered = {name: asyncio.Event() for name in remotes}
 
     async def follow(self, name: str) -> None:
         """Ask the server `name` now and then, for ever; when the core says so; and sooner after it did not answer."""
@@ -97,12 +103,95 @@ class Remotes:
 
     async def looked(self, names: Iterable[str]) -> None:
         """Until the servers of the models `names` have been asked once, with whatever success."""
-        for server in {name.partition("/")[0] for name in names} & self._looked.keys():
+        for server in self.servers_of(names):
             await self._looked[server].wait()
+
+    async def answered(self, server: str, within_s: float) -> bool:
+        """Whether a server said what it has, at any time before or within so long from now."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._answered[server].wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def servers_of(self, names: Iterable[str]) -> set[str]:
+        """The servers that models of these names are of."""
+        return {name.partition("/")[0] for name in names} & self._remotes.keys()
+
+    def to_pull(self, name: str) -> tuple[str, str]:
+        """The server, and its own name, of what a user calls `name`, which may be there or not.
+
+        Raises `Refusal`: invalid_request (there is no such server, or it is not to offer that), unsupported (it
+        cannot pull), remote_unreachable (it cannot be asked at all).
+        """
+        server, _, model = name.partition("/")
+        remote = self._remotes.get(server)
+        if remote is None or not model:
+            raise Refusal(self._no_server(name, server if model else ""))
+        model = dict(remote.aliases).get(model, model)
+        if remote.type != "ollama":
+            raise Refusal(Fault("unsupported", f"cannot pull {shown(name)}: {server} is no Ollama, and cannot pull"))
+        if not _offers(remote, model):
+            fix = f"add {shown(model)} to remotes.{server}.models in the configuration"
+            raise Refusal(
+                Fault("invalid_request", f"cannot pull {shown(name)}: it would not be offered here", fix=fix)
+            )
+        if (lacks := self._lacking(remote)) is not None:
+            raise Refusal(Fault("remote_unreachable", f"cannot pull {shown(name)}: {lacks.message}"))
+        return server, model
+
+    def how_to_get(self, name: str) -> str:
+        """The command that would fetch `name`, which is not there; empty where none would."""
+        try:
+            self.to_pull(name)
+        except Refusal:
+            return ""
+        return f"h2qctl pull {name}" if _TYPED.fullmatch(name) else ""
+
+    def called(self, name: str) -> str:
+        """What the model that a user calls `name` is registered as, if it is at all.
+
+        A server's model may be called as the server calls it: in other letters, without its tag, or in spite of an
+        alias.
+        """
+        server, _, model = name.partition("/")
+        if name in self._manifests or server not in self._remotes:
+            return name
+        found = self.named(server, model)
+        return found.name if found is not None else name
+
+    def target(self, server: str) -> RemoteTarget:
+        """How to speak to one of the servers."""
+        return self._targets[server]
+
+    def named(self, server: str, model: str) -> Manifest | None:
+        """What is registered of a server's `model`, called as its users may call it there."""
+        ours = (one for one in self._manifests.values() if one.remote == server)
+        return next((one for one in ours if tagged(one.path) == tagged(model)), None)
+
+    def learn(self, name: str, models: list[RemoteModel]) -> None:
+        """What the server `name` has now, as it said itself."""
+        self._lists[name] += 1
+        if self._missing.pop(f"{name}/*", None) is not None:
+            log.info("remote.available", remote=name)
+        self._update(name, models)
+        self._answered[name].set()
+        self._asked(name, None)
+
+    def _no_server(self, name: str, server: str) -> Fault:
+        what = f"there is no remote {shown(server)}" if server else "say which server is to fetch it: REMOTE/NAME"
+        because = f"the configuration's remotes are {', '.join(self._remotes)}" if self._remotes else "it names none"
+        ollamas = [known for known, remote in self._remotes.items() if remote.type == "ollama"]
+        near = difflib.get_close_matches(server[:64], ollamas, 1) or (ollamas if len(ollamas) == 1 else [])
+        model = name.partition("/")[2] if server else name
+        fix = f"h2qctl pull {near[0]}/{model}" if near and _TYPED.fullmatch(model) else "h2qctl config"
+        return Fault("invalid_request", f"cannot pull {shown(name)}: {what}", (because,), fix=fix)
 
     async def _refresh(self, name: str) -> bool:
         fault = self._lacking(self._remotes[name])
         listed: Listed | None = None
+        lists = self._lists[name]
         if fault is None:
             try:
                 listed = await self._errands.run(ListModels(self._targets[name]), name, Listed, lambda _: None)
@@ -113,12 +202,11 @@ class Remotes:
             if self._missing.get(row.name) != row:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
-        if listed is not None:
-            if self._missing.pop(f"{name}/*", None) is not None:
-                log.info("remote.available", remote=name)
-            self._update(name, listed.models)
-        self._asked(name, fault)
-        return listed is not None
+            self._asked(name, fault)
+            return False
+        if listed is not None and self._lists[name] == lists:  # else a pull ended meanwhile, and knows better
+            self.learn(name, listed.models)
+        return True
 
     def _lacking(self, remote: Remote) -> Fault | None:
         """What is missing before the server can be asked at all."""
@@ -131,12 +219,15 @@ class Remotes:
 
     def _update(self, name: str, models: list[RemoteModel]) -> None:
         remote = self._remotes[name]
-        wanted = [model for model in models if not remote.models or model.name in remote.models]
+        aliases = {tagged(theirs): ours for ours, theirs in remote.aliases}
+        wanted = [model for model in models if _offers(remote, model.name)]
+        wanted.sort(key=lambda model: tagged(model.name) not in aliases)  # whose name was chosen comes first
         if len(wanted) > MODELS_MAX:
             log.warning("remote.too_many_models", remote=name, models=len(wanted), registered=MODELS_MAX)
         found = {}
         for model in wanted[:MODELS_MAX]:
-            manifest = _manifest(name, remote, model)
+            alias = aliases.get(tagged(model.name))
+            manifest = _manifest(name, remote, model, f"{name}/{alias}" if alias else local_name(name, model.name))
             if manifest.name in found or name_fault(manifest.name):
                 log.warning("remote.model_skipped", remote=name, model=shown(model.name))
                 continue
@@ -150,6 +241,12 @@ class Remotes:
                 self._gone(manifest.name)
 
 
+def _offers(remote: Remote, model: str) -> bool:
+    """Whether a server's `model` is to be in the list here."""
+    chosen = {*remote.models, *(theirs for _, theirs in remote.aliases)}
+    return not remote.models or tagged(model) in map(tagged, chosen)
+
+
 def targets(remotes: Mapping[str, Remote]) -> dict[str, RemoteTarget]:
     """How to speak to each server."""
     return {name: _target(remote) for name, remote in remotes.items()}
@@ -159,7 +256,18 @@ def shares_memory(remote: Remote) -> bool:
     """Whether what an Ollama server loads takes this device's memory."""
     if remote.type != "ollama" or remote.shares_memory != "auto":
         return remote.type == "ollama" and remote.shares_memory == "true"
-    host = urlsplit(remote.url).hostname or ""
+    return _is_here(remote.url)
+
+
+def exposed(remotes: Mapping[str, Remote]) -> tuple[str, ...]:
+    """The servers whose keys travel to another machine for everybody on the way to read."""
+    keyed = {name: remote.url for name, remote in remotes.items() if remote.key_env or remote.key_credential}
+    return tuple(name for name, url in keyed.items() if urlsplit(url).scheme == "http" and not _is_here(url))
+
+
+def _is_here(url: str) -> bool:
+    """Whether a URL's host is this device."""
+    host = urlsplit(url).hostname or ""
     ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     try:
         return ipaddress.ip_address(host).is_loopback or host in ours
@@ -173,7 +281,7 @@ def local_name(remote: str, name: str) -> str:
     return "/".join((remote, *(re.sub(r"\.{2,}", ".", part) for part in parts if part)))
 
 
-def _manifest(remote_name: str, remote: Remote, model: RemoteModel) -> Manifest:
+def _manifest(remote_name: str, remote: Remote, model: RemoteModel, name: str) -> Manifest:
     facts = m.ModelFacts(
         format=remote.type,
         architecture=model.family,
@@ -185,7 +293,7 @@ def _manifest(remote_name: str, remote: Remote, model: RemoteModel) -> Manifest:
         context_length=model.context_length,
     )
     return Manifest(
-        name=local_name(remote_name, model.name),
+        name=name,
         path=model.name,
         backend=remote.type,
         sha256="",

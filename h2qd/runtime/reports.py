@@ -41,7 +41,10 @@ _LEVELS: dict[Level, m.Level] = {
 
 
 class Reports:
-    """What the adapters and the state tell. `phase` says what the daemon is about."""
+    """What the adapters and the state tell. `phase` says what the daemon is about.
+
+    `exposed`: the servers whose keys others can read on the way.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Reports:
         missing: Mapping[str, m.ModelRow],
         phase: Callable[[], str],
         stall_trouble: Callable[[], str],
+        exposed: tuple[str, ...],
     ) -> None:
         self._config = config
         self._supervisor = supervisor
@@ -70,6 +74,7 @@ class Reports:
         self._missing = missing
         self._phase = phase
         self._stall_trouble = stall_trouble
+        self._exposed = exposed
         self._began = time.monotonic()
         self._pid = os.getpid()
 
@@ -116,6 +121,8 @@ class Reports:
                 yield f"{name} cannot be used: {row.reason}"
         for name, breaker in away.items():
             yield views.server_away(views.server_row(name, breaker))
+        for name in self._exposed:
+            yield f"the key of {name} travels in plain text: its url is not https"
 
     def _layers(self, own_bytes: int) -> list[m.MemoryLayer]:
         return views.layers(self._watch.limits, self._supervisor.state, own_bytes + self._scales.idle_bytes)
@@ -174,5 +181,6 @@ class Reports:
             manifests=self._manifests,
             missing=self._missing,
             stall_trouble=self._stall_trouble(),
+            exposed=self._exposed,
         )
         return m.Doctor(list(findings))

@@ -140,7 +140,7 @@ class Residents:
         order = LoadModel(
             backend=manifest.backend,
             path=manifest.path,
-            ctx=terms.ctx * slots,
+            ctx=terms.ctx if manifest.remote else terms.ctx * slots,  # a server shares nothing out
             threads=engines.threads,
             verified=manifest.identity,
             slots=slots,
@@ -334,7 +334,7 @@ class Residents:
     def _text(self, request: int, text: Text) -> None:
         call = self._calls.get(request)
         if call is not None and call.text is not None:
-            call.text.add(text.text, text.tokens, logprobs(text.logprobs))
+            call.text.add(text.text, text.tokens, logprobs(text.logprobs), text.thinking)
             self._calls.pump(call)
 
     def _ended(self, resident: _Resident, result: Result) -> None:

@@ -93,6 +93,8 @@ def _answer(call: Call, order: Task, result: Generated) -> m.Answer:
         seed=order.sampler.seed if isinstance(order, Generate) else 0,
         logprobs=rest.logprobs if rest is not None else [],
         instead_of=call.asked if call.asked != call.model else "",
+        thinking=rest.thinking if rest is not None else "",
+        tool_calls=[m.ToolCall(one.id, one.name, one.arguments) for one in result.tool_calls],
     )
 
 

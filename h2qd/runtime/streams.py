@@ -27,13 +27,15 @@ class TextOutlet:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._tokens = 0
         self.tokens_seen = 0
 
-    def add(self, text: str, tokens: int, logprobs: Sequence[TokenLogprob] = ()) -> None:
-        """More text of the answer."""
+    def add(self, text: str, tokens: int, logprobs: Sequence[TokenLogprob] = (), thinking: str = "") -> None:
+        """More text of the answer, or of what is thought before it."""
         self._texts.append(text)
+        self._thoughts.append(thinking)
         self._logprobs += logprobs
         self._tokens += tokens
         self.tokens_seen += tokens
@@ -42,8 +44,8 @@ class TextOutlet:
         """All the text since the last take."""
         if not self._texts:
             return None
-        delta = Delta("".join(self._texts), self._tokens, self._logprobs)
-        self._texts, self._logprobs, self._tokens = [], [], 0
+        delta = Delta("".join(self._texts), self._tokens, self._logprobs, "".join(self._thoughts))
+        self._texts, self._thoughts, self._logprobs, self._tokens = [], [], [], 0
         return delta
 
 

@@ -39,6 +39,8 @@ def checked(ask: m.Swarm) -> m.Swarm:
     for method, helper in (("judge", ask.judge), ("medoid", ask.embedder)):
         if (ask.method == method) != (helper is not None):
             raise _invalid("the method judge takes a judge, medoid an embedder, and the others neither")
+    if ask.method == "judge" and any(message.images or message.tool_calls for message in ask.messages or ()):
+        raise _invalid("a judge reads text, and the messages hold images or tool calls: choose another method")
     return ask
 
 

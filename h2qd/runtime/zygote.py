@@ -46,9 +46,11 @@ class Zygote:
     """The zygote process, kept alive.
 
     `ready` once its imports are done; `on_childless` is called then, and whenever the last worker is gone.
+    `remotes`: some workers will speak to servers, so what that takes is imported, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, remotes: bool = False) -> None:
+        self._flags = ("--remotes",) if remotes else ()
         self.on_childless: Callable[[], None] = _nothing
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, Parent] = {}
@@ -83,7 +85,7 @@ class Zygote:
             return
         self._started_at = self._loop.time()
         try:
-            self._process, ours = _start()
+            self._process, ours = _start(self._flags)
         except OSError as error:
             self._start_later(f"cannot start it: {error}")
             return
@@ -164,13 +166,13 @@ class Zygote:
             self._lose_all()
 
 
-def _start() -> tuple["subprocess.Popen[bytes]", socket.socket]:
+def _start(flags: tuple[str, ...]) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """A new zygote and our end of its channel. Raises OSError, leaving nothing open."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "h2qd.worker.zygote", "--fd", str(theirs.fileno())],
+                [sys.executable, "-m", "h2qd.worker.zygote", "--fd", str(theirs.fileno()), *flags],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **_ENVIRONMENT},

@@ -49,6 +49,7 @@ _COMMANDS = (
     Command("model.explain", Access.READ, m.OfModel, m.Explain, "the story of a model's transitions"),
     Command("model.plan", Access.READ, m.PlanAsk, m.Plan, "the memory a load would take"),
     Command("model.import", Access.ADMIN, m.Import, m.Imported, "register a model file in place"),
+    Command("model.pull", Access.ADMIN, m.Pull, m.Pulled, "have a server fetch a model"),
     Command("model.remove", Access.ADMIN, m.OfModel, m.Removed, "forget a model; its file stays"),
     Command("model.load", Access.ADMIN, m.Load, m.Residency, "make a model resident"),
     Command("model.unload", Access.ADMIN, m.Unload, m.Unloaded, "take a model's memory back"),

@@ -40,6 +40,13 @@ LIMITS = {
     "LOGIT_BIAS_MAX": "entries of `logit_bias`",
     "LOGPROBS_MAX": "likeliest tokens told for each token of an answer",
     "SWARM_MODELS_MAX": "models that one request asks the same",
+    "IMAGES_MAX": "images of a request, over all its messages",
+    "IMAGE_BYTES_MAX": "one image; all of them are in one body",
+    "TOOLS_MAX": "tools of a request",
+    "TOOL_NAME_CHARS_MAX": "the name of a tool, and the id of a call",
+    "TOOL_TEXT_CHARS_MAX": "the description of a tool",
+    "TOOL_CALLS_MAX": "calls of one answer, or turn",
+    "TOOL_ARGUMENTS_CHARS_MAX": "the arguments of a call, and of all calls of an answer",
     "ADAPTERS_USED_MAX": "adapters that one request is answered with",
     "TEXTS_MAX": "texts that one request turns into vectors",
     "TOKENIZE_CHARS_MAX": "a text that is tokenized, in characters, and a list of tokens that becomes text",
@@ -76,7 +83,7 @@ def _interval(kind: types.IntType | types.FloatType) -> str:
     return f" {low}, {high}"
 
 
-def _length(kind: types.StrType | types.ListType | types.DictType, unit: str) -> str:
+def _length(kind: types.StrType | types.BytesType | types.ListType | types.DictType, unit: str) -> str:
     low, high = kind.min_length or 0, kind.max_length
     if high is None:
         return ""
@@ -96,6 +103,8 @@ def _scalar_text(kind: types.Type) -> str:
         case types.StrType():
             pattern = f" (matching `{kind.pattern}`)" if kind.pattern else ""
             return "str" + _length(kind, "characters") + pattern
+        case types.BytesType():
+            return "bin" + _length(kind, "bytes")
         case _:
             raise TypeError(f"cannot document a field of type {kind}")
 

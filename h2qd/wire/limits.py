@@ -58,6 +58,23 @@ TEXTS_MAX = 64
 TOKENIZE_CHARS_MAX = 256 * 1024
 """A text that is only tokenized, in characters, and a list of tokens that becomes text."""
 
+IMAGES_MAX = 16
+"""Images of one request, over all its messages."""
+
+IMAGE_BYTES_MAX = 3 * 1024 * 1024
+"""One image; all of them go into one body with the rest, so `PROMPT_BYTES_MAX` bounds them together."""
+
+TOOLS_MAX = 128
+TOOL_NAME_CHARS_MAX = 128
+TOOL_TEXT_CHARS_MAX = 8192
+"""What a tool says of itself."""
+
+TOOL_CALLS_MAX = 64
+"""Tools that one answer calls."""
+
+TOOL_ARGUMENTS_CHARS_MAX = 256 * 1024
+"""The arguments of a call, and of all calls of an answer together."""
+
 ADAPTERS_USED_MAX = 4
 """LoRA adapters that one request is answered with."""
 

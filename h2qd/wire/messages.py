@@ -67,8 +67,9 @@ class ErrorReply(Say, frozen=True):
 class Progress(Say, frozen=True):
     """A request is alive. Sent when its phase changes, and when nothing else was said of it for `HEARTBEAT_MS`.
 
-    `phase`: queued, draining, unloading, loading, inspecting, prefill, decode; of a swarm asking, judging, comparing.
-    `fraction` is 0..1 where known: of a swarm, how many of its models are done.
+    `phase`: queued, draining, unloading, loading, inspecting, pulling, prefill, decode; of a swarm asking, judging,
+    comparing. `fraction` is 0..1 where known: of a swarm, how many of its models are done; of a pull, how much came
+    of what the server spoke of by then.
     """
 
     phase: str
@@ -487,6 +488,20 @@ class Imported(Say, frozen=True):
     facts: ModelFacts
 
 
+class Pull(Ask, frozen=True):
+    """Have a server of the configuration fetch a model. `model` is REMOTE/NAME, NAME as the server writes it."""
+
+    model: Name
+
+
+class Pulled(Say, frozen=True):
+    """What the server has now. `model` is what it is called here, `path` the server's own name for it."""
+
+    model: str
+    path: str
+    facts: ModelFacts
+
+
 class Removed(Say, frozen=True):
     """The model is no longer registered; its file was left alone."""
 
@@ -633,17 +648,62 @@ class Infer(Generation, frozen=True, kw_only=True):
     prompt: Prompt
 
 
+CallId = Annotated[str, Meta(max_length=limits.TOOL_NAME_CHARS_MAX)]
+CalledName = Annotated[str, Meta(min_length=1, max_length=limits.TOOL_NAME_CHARS_MAX)]
+Arguments = Annotated[str, Meta(max_length=limits.TOOL_ARGUMENTS_CHARS_MAX)]
+ToolName = Annotated[
+    str, Meta(min_length=1, max_length=limits.TOOL_NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]*\Z")
+]
+Image = Annotated[bytes, Meta(min_length=1, max_length=limits.IMAGE_BYTES_MAX)]
+Think = bool | Literal["low", "medium", "high"]
+"""Whether, or how much, a model thinks before it answers."""
+
+
+class Tool(Ask, frozen=True):
+    """What a model may have called; nothing here calls it. `parameters`: a JSON Schema of its arguments, as text."""
+
+    name: ToolName
+    description: Annotated[str, Meta(max_length=limits.TOOL_TEXT_CHARS_MAX)] = ""
+    parameters: Grammar = '{"type":"object","properties":{}}'
+
+
+class PastCall(Ask, frozen=True):
+    """A call that an assistant's turn made, as an answer told it. `arguments`: a JSON object, as text."""
+
+    id: CallId
+    name: CalledName
+    arguments: Arguments
+
+
 class ChatMessage(Ask, frozen=True):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    `content` is empty where a turn has none. `images` of a user's turn: PNG, JPEG, GIF or WebP, as they are in their
+    files. `tool_calls` of an assistant's turn: what it called. `tool_call_id` and `name` of a turn of the role
+    `tool`: which call its content is the outcome of, and of which tool; either is found by the other, where the
+    turns before made the call.
+    """
 
     role: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z]+\Z")]
     content: Prompt
+    images: Annotated[list[Image], Meta(max_length=limits.IMAGES_MAX)] = []
+    tool_calls: Annotated[list[PastCall], Meta(max_length=limits.TOOL_CALLS_MAX)] = []
+    tool_call_id: CallId = ""
+    name: Annotated[str, Meta(max_length=limits.TOOL_NAME_CHARS_MAX)] = ""
 
 
 class Chat(Generation, frozen=True, kw_only=True):
-    """Answer a conversation through the model's own template."""
+    """Answer a conversation through the model's own template.
+
+    `tools`: what the model may call; `tool_choice`: auto (as it likes), none, required (any of them), or the name of
+    the one that it must call. `think`: whether, or how much, it thinks first; absent: as is its own way. Tools,
+    images and `think` are for models of servers: others refuse them as `unsupported`.
+    """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES_MAX)]
+    tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS_MAX)] = []
+    tool_choice: ToolName = "auto"
+    think: Think | None = None
 
 
 class Usage(Say, frozen=True):
@@ -693,18 +753,28 @@ class TokenLogprob(Say, frozen=True):
 
 
 class Delta(Say, frozen=True):
-    """A piece of an answer: the text of `tokens` tokens, cut at no character."""
+    """A piece of an answer: the text of `tokens` tokens, cut at no character; `thinking` came before the text."""
 
     text: str
     tokens: int
     logprobs: list[TokenLogprob] = []
+    thinking: str = ""
+
+
+class ToolCall(Say, frozen=True):
+    """A tool that the model wants called. `arguments`: a JSON object, as text; whether they fit is not checked."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class Answer(Say, frozen=True):
     """The end of an answer. `text` is whole when the request did not stream, else what no chunk carried.
 
-    `finish`: stop (end of text), stop_string, length. `instead_of`: the model that was asked for, where `model`
-    answered in its place.
+    `finish`: stop (end of text), stop_string, length, tool_calls. `instead_of`: the model that was asked for, where
+    `model` answered in its place. `thinking`, told like `text`: what the model thought before, which is no part of
+    its answer. `tool_calls` are whole: one that `max_tokens` cut off is left out.
     """
 
     request: str
@@ -716,6 +786,8 @@ class Answer(Say, frozen=True):
     seed: int
     logprobs: list[TokenLogprob] = []
     instead_of: str = ""
+    thinking: str = ""
+    tool_calls: list[ToolCall] = []
 
 
 class Swarm(Decoding, frozen=True, kw_only=True):
@@ -725,7 +797,8 @@ class Swarm(Decoding, frozen=True, kw_only=True):
     on, its load included. `method`: none (only the answers); majority (what most say, but for case, blanks and
     punctuation around words, by the first 8,000 characters); judge (the model `judge` chooses); medoid (the answer
     nearest to all others by the vectors of the model `embedder`). Judge and embedder are not asked where all say the
-    same; where they fail the majority counts, and the reply says so.
+    same; where they fail the majority counts, and the reply says so. What a model thinks is no part of its answer. A
+    judge reads text: it is not asked about `messages` with images or tool calls.
     """
 
     models: Annotated[list[Name], Meta(min_length=1, max_length=limits.SWARM_MODELS_MAX)]

@@ -1,7 +1,8 @@
 """Names of models: one validator for every door they come through, and one escape for showing text.
 
 A name is lower case ASCII, so no two names look alike, none is a path out of a folder, and none
-carries a terminal escape. Callers: the store (on registration), configuration, h2qctl.
+carries a terminal escape. A server's own names are its business: here is only when two of them mean the same.
+Callers: the store (on registration), configuration, h2qctl, whoever speaks to servers.
 """
 
 import re
@@ -31,6 +32,12 @@ def suggest_name(stem: str) -> str:
     text = re.sub(r"[^a-z0-9._-]+", "-", text)
     text = re.sub(r"\.{2,}", ".", text).strip("-._")[:NAME_CHARS_MAX].strip("-._")
     return text or "model"
+
+
+def tagged(name: str) -> str:
+    """A model's name as an Ollama compares it: without case, and with the tag that it adds."""
+    name = name.lower()
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def shown(text: str, chars_max: int = 200) -> str:

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from h2qd.wire.limits import LOGPROBS_MAX, TEXTS_MAX, WORKER_FRAME_BYTES_MAX
-from h2qd.wire.messages import Count, KvType, Label, ModelFacts, Overflow
+from h2qd.wire.limits import LOGPROBS_MAX, TEXTS_MAX, TOOL_CALLS_MAX, WORKER_FRAME_BYTES_MAX
+from h2qd.wire.messages import Arguments, CalledName, CallId, Count, KvType, Label, ModelFacts, Overflow, Think
 
 _HEAD = struct.Struct("!I")
 
@@ -190,17 +190,38 @@ class Sampler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_schema: str | None = None
 
 
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation."""
+class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool that a model wants called, or wanted in an earlier turn; `arguments` is a JSON object."""
+
+    id: CallId
+    name: CalledName
+    arguments: Arguments
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One message of a conversation; as `messages.ChatMessage`."""
 
     role: str
     content: str
+    images: list[bytes] = []
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str = ""
+    name: str = ""
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model may have called; as `messages.Tool`."""
+
+    name: str
+    description: str
+    parameters: str
 
 
 class Generate(_Message, frozen=True):
     """Answer `prompt`, or `turns` through the model's chat template; exactly one of the two is given.
 
-    `adapters`: the scale of each adapter that is used, by name.
+    `adapters`: the scale of each adapter that is used, by name. `tools`, `tool_choice` and `think` as in
+    `messages.Chat`.
     """
 
     request: int
@@ -216,6 +237,9 @@ class Generate(_Message, frozen=True):
     speculate: bool = True
     priority: int = 1
     adapters: dict[str, float] = {}
+    tools: list[Tool] = []
+    tool_choice: str = "auto"
+    think: Think | None = None
 
 
 class EmbedTexts(_Message, frozen=True):
@@ -375,18 +399,22 @@ class ChosenToken(LikelyToken, frozen=True, forbid_unknown_fields=True, array_li
 
 
 class Text(_Message, frozen=True):
-    """More of the answer: whole characters, of `tokens` tokens; `logprobs` of those, where they were asked for."""
+    """More of the answer: whole characters, of `tokens` tokens; `logprobs` of those, where they were asked for.
+
+    `thinking`: what came before the text, and is none of it.
+    """
 
     request: Count
     text: str
     tokens: Count
     logprobs: list[ChosenToken] = []
+    thinking: str = ""
 
 
 class Generated(_Message, frozen=True):
-    """The answer is complete. `finish`: stop, stop_string, length or cancelled. Times in ms.
+    """The answer is complete. `finish`: stop, stop_string, length, tool_calls or cancelled. Times in ms.
 
-    `prompt_tokens` are those computed or cached, without the `truncated_tokens`.
+    `tool_calls` are whole. `prompt_tokens` are those computed or cached, without the `truncated_tokens`.
     """
 
     request: Count
@@ -400,6 +428,7 @@ class Generated(_Message, frozen=True):
     truncated_tokens: Count = 0
     drafted_tokens: Count = 0
     accepted_tokens: Count = 0
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=TOOL_CALLS_MAX)] = []
 
 
 class Embedded(_Message, frozen=True):

@@ -23,9 +23,12 @@ class Channel:
         self._sock = sock
         self._sending = threading.Lock()
 
-    def send(self, message: FromWorker) -> None:
-        """Send one message, whole. Raises `OSError` when the peer is gone, `ChannelError` when it is too large."""
-        data = frame(message)
+    def send(self, *messages: FromWorker) -> None:
+        """Send messages together, so that the peer wakes up once for all that one step of an engine says.
+
+        Raises `OSError` when the peer is gone, `ChannelError`, with nothing sent, when one is too large.
+        """
+        data = b"".join(map(frame, messages))
         with self._sending:
             self._sock.sendall(data)
 

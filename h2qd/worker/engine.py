@@ -9,6 +9,7 @@ else. Nothing here knows of channels or processes.
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from h2qd.wire.abilities import beyond_text
 from h2qd.wire.codes import CODES
 from h2qd.wire.workers import (
     GenerationFailed,
@@ -147,6 +148,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what was loaded, for who goes on after it (tests, benchmarks); idle only; safe to call twice."""
         ...
+
+
+def text_alone(order: Task) -> None:
+    """Raises `EngineError` (unsupported) for what only servers can do; asked by engines that know text alone."""
+    if (why := beyond_text(order)) is not None:
+        raise EngineError("unsupported", why)
 
 
 def _unheard(_: HeldElsewhere) -> None:

@@ -30,7 +30,7 @@ from h2qd.wire.workers import (
     Task,
     Text,
 )
-from h2qd.worker.engine import Beat, EngineError, Progress, Said
+from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 
 SCRIPT_BYTES_MAX = 64 * 1024
 _LOAD_STEPS = 20
@@ -199,6 +199,7 @@ class FakeEngine:
         """Queue a request. Raises `EngineError`: not_loaded, unsupported, context_overflow."""
         if not isinstance(order, Generate):
             raise EngineError("unsupported", "cannot do this: the script generates text")
+        text_alone(order)
         if self._context is None:
             raise EngineError("not_loaded", "cannot generate: the model is parked")
         texts = [order.prompt] if order.prompt is not None else [turn.content for turn in order.turns or []]

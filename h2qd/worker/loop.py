@@ -242,10 +242,12 @@ class Worker:
             self._engine.cancel(order.request)
 
     def _tell(self, said: Sequence[Said]) -> None:
-        for message in coalesced(said):
+        messages = coalesced(said)
+        for message in messages:
             if isinstance(message, Result | GenerationFailed):
                 self._requests.ended(message.request)
-            self._say(message)
+        if messages:
+            self._say(*messages)
 
     def _give_in(self) -> None:
         """The engine is in doubt: what waits for it gets its answer before the process ends."""
@@ -266,9 +268,9 @@ class Worker:
     def _busy(self) -> bool:
         return self._preparing or bool(self._requests.open())
 
-    def _say(self, message: FromWorker) -> None:
+    def _say(self, *messages: FromWorker) -> None:
         try:
-            self._channel.send(message)
+            self._channel.send(*messages)
         except OSError:  # also inside a native library's callback, where an exception would get lost
             os._exit(EXIT_ORPHANED)
 
@@ -329,6 +331,7 @@ def coalesced(said: Iterable[Said]) -> list[Said]:
                     text=earlier.text + message.text,
                     tokens=earlier.tokens + message.tokens,
                     logprobs=earlier.logprobs + message.logprobs,
+                    thinking=earlier.thinking + message.thinking,
                 )
                 continue
         messages.append(message)

@@ -182,7 +182,11 @@ def main() -> int:
     """Serve the control socket given as `--fd`; the exit status."""
     parser = argparse.ArgumentParser(prog="h2qd.worker.zygote", description="Forks h2qd's workers.")
     parser.add_argument("--fd", type=int, required=True, help="the control socket, inherited")
-    control = socket.socket(fileno=parser.parse_args().fd)
+    parser.add_argument(
+        "--remotes", action="store_true", help="import HTTP and TLS, too: some workers will need them"
+    )
+    options = parser.parse_args()
+    control = socket.socket(fileno=options.fd)
     control.set_inheritable(False)
     credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     supervisor, _, _ = _CREDENTIALS.unpack(credentials)
@@ -192,7 +196,7 @@ def main() -> int:
     process.name_process("h2qd-zygote")
     zygote = Zygote(control)
     try:
-        zygote.run(ZygoteReady(os.getpid(), libraries.preload()))
+        zygote.run(ZygoteReady(os.getpid(), libraries.preload(remotes=options.remotes)))
     except ChannelError as error:
         journal.record("zygote.channel_broken", error)
         return os.EX_SOFTWARE

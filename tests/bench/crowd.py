@@ -2,7 +2,8 @@
 
 All in turns, on contexts of the same size; the clients of both are threads of this process. The engine alone runs in
 a process of its own, as in `batch`. The supervisor's share is of one core. Peaks are of what a process had resident
-(VmHWM), the pages of the model's file among it. Without `H2Q_LLAMA_SERVER` the rows of the server are left out.
+(VmHWM), the pages of the model's file among it. Both sides are as they come, so ours guesses where a stream is alone.
+Without `H2Q_LLAMA_SERVER` the rows of the server are left out.
 """
 
 import contextlib
@@ -49,6 +50,7 @@ def bench(setting: Setting) -> Iterator[Row]:
                 yield from _against_server(crowd, peer, fresh, count)
             for count in (1, SLOTS):
                 yield _sampled(crowd, peer, fresh, count)
+            yield _plain(crowd, peer, fresh)
         yield from _against_engine(crowd, daemon.supervisor(), setting.model, fresh)
         worker = next(row.pid for row in client.ps().models)
         ours_mb = _peak_mb(worker or 0)
@@ -71,9 +73,7 @@ class _Crowd:
 
         def ask(at: int) -> None:
             sampler: Any = dict(sampling)
-            stream = self._clients[at].stream(
-                prompts[at], "demo", max_tokens=TOKENS, ignore_eos=True, speculate=False, **sampler
-            )
+            stream = self._clients[at].stream(prompts[at], "demo", max_tokens=TOKENS, ignore_eos=True, **sampler)
             for piece, _ in enumerate(stream):
                 if piece == 0:
                     firsts[at] = time.perf_counter()
@@ -109,6 +109,13 @@ def _sampled(crowd: _Crowd, peer: Server, fresh: Iterator[str], count: int) -> R
     what = f"{count} stream{'s' if count > 1 else ''} at temperature 0.8 through the daemon, against llama-server"
     bound = Bound(SAMPLED_RATIO_MIN, at_least=True)
     return figures.paired(what, "tokens/s", [run.rate for run in ours], [run.rate for run in theirs], bound)
+
+
+def _plain(crowd: _Crowd, peer: Server, fresh: Iterator[str]) -> Row:
+    """What of it is the engine's own, without guesses."""
+    ours, theirs = _in_turns(crowd, peer, fresh, 1, {**GREEDY, "speculate": False})
+    what = f"1 stream of {TOKENS} tokens without speculation, against llama-server"
+    return figures.paired(what, "tokens/s", [run.rate for run in ours], [run.rate for run in theirs])
 
 
 def _in_turns(

@@ -10,7 +10,18 @@ import psutil
 import pytest
 
 from h2qd.wire.messages import Progress
-from tests.harness import DaemonProcess, alive, await_true, background, config_text, running, started
+from tests.harness import (
+    ROOT,
+    DaemonProcess,
+    alive,
+    await_true,
+    background,
+    config_text,
+    launch,
+    running,
+    script,
+    started,
+)
 
 GONE_S_MAX = 1.0
 
@@ -115,3 +126,39 @@ def test_a_daemon_killed_by_the_kernel_leaves_a_state_that_is_whole(tmp_path: Pa
     daemon.config.write_text(config_text({"a": tmp_path / "a.json"}))
     with started(tmp_path, daemon.config) as again:
         assert not again.log("registry.broken")
+
+
+_PLANTED = """
+from h2qd.runtime import supervisor
+step = supervisor.step
+def broken(state, event):
+    if type(event).__name__ == "WorkerExited":
+        raise RuntimeError("planted")
+    return step(state, event)
+supervisor.step = broken
+"""
+
+
+def test_a_defect_in_the_drain_does_not_keep_the_daemon(tmp_path: Path) -> None:
+    """A core that never hears of its worker's end would wait for it for ever."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_PLANTED)
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    times = (
+        "worker: {stop_grace: 200ms, cancel_grace: 100ms}\nshutdown: {drain: 100ms}\nsessions: {save_timeout: 100ms}"
+    )
+    config = tmp_path / "h2qd.yaml"
+    config.write_text(config_text({"quick": script(tmp_path, "quick")}, times))
+    daemon = launch(tmp_path, config, {"PYTHONPATH": path})
+    try:
+        with daemon.client() as client:
+            await_true(lambda: client.status().phase == "serving", "the daemon serves")
+            client.load("quick")
+            family = daemon.tree()
+        assert daemon.stop() == 0
+        assert daemon.log("core.defect")
+        assert daemon.log("daemon.stop_overdue")
+        await_true(lambda: not any(alive(process.pid) for process in family), "all are gone", GONE_S_MAX)
+    finally:
+        daemon.kill()
+        daemon.notify.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from h2qctl import Client
 from tests.harness import DaemonProcess, alive, await_true, started
+from tests.peers.ollama_server import Model, OllamaServer
 from tests.pressure import MIB, bounded, model, write_config
 
 MODELS = {name: model(16 * MIB, tokens=3) for name in ("a", "b", "c", "d")}
@@ -108,3 +109,52 @@ def test_nothing_is_restored_into_a_device_that_is_full(tmp_path: Path) -> None:
             eater.eat(0)
             await_true(lambda: client.status().memory.level == "normal", "it is over")
             assert client.infer("hello", "a").finish == "stop"
+
+
+# --- models of a server that comes up later -----------------------------------------------------------------
+
+REMOTE = "model: {{ttl: 0s}}\nremotes:\n  box: {{type: ollama, url: 'http://127.0.0.1:{port}', refresh: 1s}}\n"
+
+
+def kept_by_a_server(folder: Path, config: Path, peer: OllamaServer) -> None:
+    """A daemon that died while a model of `peer` was resident, active and pinned."""
+    with started(folder, config) as daemon:
+        client = daemon.client()
+        await_true(lambda: "box/small:latest" in {row.name for row in client.models().models}, "it is listed")
+        client.switch("box/small", ctx=512)
+        client.pin("box/small")
+        killed(daemon)
+    assert list(peer.loaded) == ["small:latest"], "until its lease ends"
+
+
+def test_a_model_of_a_server_that_comes_up_after_the_daemon_is_there_again(tmp_path: Path) -> None:
+    with OllamaServer(Model("small:latest")) as peer:
+        config = write_config(tmp_path, MODELS, REMOTE.format(port=peer.port))
+        kept_by_a_server(tmp_path, config, peer)
+    with started(tmp_path, config) as second:
+        client = second.client()
+        assert told(client) == (None, set(), set())
+        with OllamaServer(Model("small:latest"), port=peer.port) as peer:
+            name = "box/small:latest"
+            await_true(lambda: told(client) == (name, {name}, {name}), "it is as it was")
+            assert peer.loaded["small:latest"].num_ctx == 512
+            assert client.infer("hello", max_tokens=2).model == name
+            client.unload(force=True)
+
+
+def test_a_server_that_comes_up_late_takes_nobodys_place(tmp_path: Path) -> None:
+    with OllamaServer(Model("small:latest")) as peer:
+        config = write_config(tmp_path, MODELS, REMOTE.format(port=peer.port))
+        kept_by_a_server(tmp_path, config, peer)
+    with started(tmp_path, config) as second:
+        client = second.client()
+        client.switch("a")
+        with OllamaServer(Model("small:latest"), port=peer.port) as peer:
+
+            def pinned() -> bool:
+                return "model.pinned" in {notice.event for notice in client.events(0, follow=False)}
+
+            await_true(pinned, "the server is there")
+            assert (client.status().switch, client.status().waiting) == (None, 0)
+            assert told(client) == ("a", {"a"}, set())
+            assert peer.loads == 0

@@ -200,7 +200,7 @@ def test_a_killed_zygote_takes_its_workers_along_and_is_replaced(tmp_path: Path)
 
 
 def test_a_zygote_that_does_nothing_is_replaced(tmp_path: Path) -> None:
-    extra = "worker: {start_timeout: 1500ms, stop_grace: 200ms}"
+    extra = "worker: {start_timeout: 4s, stop_grace: 200ms}"
     with running(tmp_path, {"a": {}}, extra) as daemon:
         client = daemon.client()
         client.load("a")
@@ -209,7 +209,7 @@ def test_a_zygote_that_does_nothing_is_replaced(tmp_path: Path) -> None:
         os.kill(zygote, signal.SIGSTOP)
         began = time.monotonic()
         assert code_of(background(lambda: client.load("a"))) == "worker_hung"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
         assert not alive(zygote)
         assert client.load("a", reset=True, timeout=20).changed
         # A death that it does not report, too.

@@ -84,6 +84,7 @@ LOGPROB = m.TokenLogprob(
         m.Alternative(token=7, text="\ufffd", logprob=-1.25),
     ],
 )
+PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
 # Every command at least once with all its fields, and with none where it can be. Ids count the cases of a list, so
 # new ones stand at its end.
 REQUESTS: list[tuple[str, str, str, m.Ask]] = [
@@ -203,6 +204,33 @@ REQUESTS: list[tuple[str, str, str, m.Ask]] = [
             method="medoid",
             embedder="minilm",
         ),
+    ),
+    ("model.pull", "model.pull", "as its server writes it", m.Pull(model="box/hf.co/Org/Größe-GGUF:Q4_K_M")),
+    (
+        "infer.chat.tools",
+        "infer.chat",
+        "an image as bin, a call and what came of it, tools",
+        m.Chat(
+            messages=[
+                m.ChatMessage(role="user", content="Größe?", images=[PNG, b"\xff\xd8\xff\xe0"]),
+                m.ChatMessage(
+                    role="assistant",
+                    content="",
+                    tool_calls=[m.PastCall(id="call_1", name="measure", arguments='{"of":"x"}')],
+                ),
+                m.ChatMessage(role="tool", content="1,70 m", tool_call_id="call_1", name="measure"),
+            ],
+            model="lab/large",
+            tools=[m.Tool(name="measure", description="Größe", parameters='{"type":"object"}'), m.Tool(name="stop")],
+            tool_choice="required",
+            think="low",
+        ),
+    ),
+    (
+        "infer.chat.think",
+        "infer.chat",
+        "without thinking first",
+        m.Chat(messages=[m.ChatMessage(role="user", content="Hi")], think=False),
     ),
 ]
 
@@ -522,17 +550,19 @@ REPLIES: list[tuple[str, str, m.Say]] = [
     ("sessions.remove", "what it took", m.SessionRemoved(session="trip-2", files=1, freed_bytes=23_068_672)),
     (
         "infer.chat",
-        "an answer cut at its length",
+        "a model that thought, and wants a tool called",
         m.Answer(
             request="r43",
             model="tiny",
             text="",
-            finish="length",
+            finish="tool_calls",
             usage=m.Usage(prompt_tokens=1, completion_tokens=0),
             timings=m.Timings(
                 queue_ms=0.0, prefill_ms=0.0, first_token_ms=0.0, decode_ms=0.0, total_ms=0.25, tokens_per_s=0.0
             ),
             seed=0,
+            thinking="größer …",
+            tool_calls=[m.ToolCall(id="call_1", name="measure", arguments='{"of":"x"}')],
         ),
     ),
     ("request.cancel", "it was passed on", m.Cancelled(request="r42")),
@@ -583,10 +613,16 @@ REPLIES: list[tuple[str, str, m.Say]] = [
             total_ms=30_075.5,
         ),
     ),
+    (
+        "model.pull",
+        "what it is called here and there",
+        m.Pulled(model="box/hf.co/org/gr-e-gguf:q4_k_m", path="hf.co/Org/Größe-GGUF:Q4_K_M", facts=FACTS),
+    ),
 ]
 
 STREAMS: list[tuple[str, str, Kind, m.Say]] = [
     ("chunk.delta", "text of several tokens", Kind.CHUNK, m.Delta(text=" größe 🙂", tokens=3, logprobs=[LOGPROB])),
+    ("chunk.delta.thinking", "no text yet", Kind.CHUNK, m.Delta(text="", tokens=1, thinking="größer")),
     (
         "chunk.notice",
         "a notice with data of each kind",

@@ -20,7 +20,10 @@ FILES = ("requests", "replies", "streams", "errors", "refused")
 
 
 class Entry(msgspec.Struct, omit_defaults=True):
-    """One message in a golden file. `view` is what its frames decode to; `code` and `id` tell how it is refused."""
+    """One message in a golden file. `view` is what its frames decode to; `code` and `id` tell how it is refused.
+
+    In a view, bytes are an object of one key, `bin`, with their hexadecimal digits.
+    """
 
     name: str
     description: str
@@ -42,6 +45,18 @@ def load(file: str) -> Golden:
     return msgspec.json.decode((FOLDER / f"{file}.json").read_bytes(), type=Golden)
 
 
+def viewed(value: Any) -> Any:
+    """A decoded message as JSON has it."""
+    match value:
+        case dict():
+            return {key: viewed(each) for key, each in value.items()}
+        case list():
+            return [viewed(each) for each in value]
+        case bytes():
+            return {"bin": value.hex()}
+    return value
+
+
 def digest(frames: list[str]) -> str:
     """What the lock keeps of a message."""
     return hashlib.sha256("\n".join(frames).encode()).hexdigest()
@@ -59,7 +74,7 @@ def entries() -> dict[str, list[Entry]]:
     """The golden messages that today's encoder makes, by file."""
     made: dict[str, list[Entry]] = {file: [] for file in FILES}
     for case in CASES:
-        envelope, body = (msgspec.msgpack.decode(frame) for frame in case.frames)
+        envelope, body = (viewed(msgspec.msgpack.decode(frame)) for frame in case.frames)
         frames = [frame.hex() for frame in case.frames]
         made[case.file].append(Entry(case.name, case.description, frames, {"envelope": envelope, "body": body}))
     for refusal in REFUSALS:

@@ -110,6 +110,7 @@ SAMPLES: dict[type[m.Say], m.Say] = {
             ["qwen3"],
         ),
         m.Imported("gemma3", True, "/models/gemma3.gguf", "ab" * 32, FACTS),
+        m.Pulled("box/gemma3:latest", "gemma3:latest", FACTS),
         m.Removed("gemma3", "/models/gemma3.gguf"),
         RESIDENCY,
         m.Unloaded("gemma3", changed=True, released=m.Released("gemma3", GIB, GIB, 120)),

@@ -50,8 +50,8 @@ def test_every_operation_is_reached(daemon: ScriptedDaemon) -> None:
         answers = await asyncio.gather(
             client.hello(), client.status(), client.version(), client.config(), client.doctor(), client.ps(),
             client.models(), client.show("a"), client.explain("a"), client.plan("a"), client.import_model("a"),
-            client.remove("a"), client.load("a"), client.unload(), client.switch("a"), client.infer("p"),
-            client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
+            client.remove("a"), client.pull("r/a"), client.load("a"), client.unload(), client.switch("a"),
+            client.infer("p"), client.chat([m.ChatMessage("user", "hi")]), client.cancel("r7"),
             client.top(), client.pin("a"), client.unpin("a"), client.embed("a"), client.score("a"),
             client.swarm("p", ["a"]),
             client.tokenize("a"), client.detokenize([1]), client.sessions(), client.remove_session("trip"),
@@ -80,6 +80,27 @@ def test_a_stream_collects_how_likely_its_tokens_were(daemon: ScriptedDaemon) ->
         assert [piece async for piece in stream] == ["Once", " upon"]
         assert stream.answer is not None
         assert stream.answer.logprobs == stream.logprobs == LOGPROBS
+
+    using(daemon, work)
+
+
+def test_a_stream_keeps_what_was_thought_apart(daemon: ScriptedDaemon) -> None:
+    pieces = [m.Delta("", 1, thinking="let me "), m.Delta("Y", 1, thinking="see"), m.Delta("e", 1)]
+    end = structs.replace(answer("s"), thinking="!")
+    daemon.on["infer.text"] = lambda asked: asked.stream(pieces, end)
+
+    async def work(client: AsyncClient) -> None:
+        stream = client.stream("p")
+        assert [piece async for piece in stream] == ["Y", "e", "s"]
+        assert stream.answer is not None
+        assert (stream.answer.text, stream.answer.thinking) == ("Yes", "let me see!")
+        again = client.stream("p")
+        assert [(delta.text, delta.thinking) async for delta in again.deltas()] == [
+            ("", "let me "),
+            ("Y", "see"),
+            ("e", ""),
+            ("s", "!"),
+        ]
 
     using(daemon, work)
 

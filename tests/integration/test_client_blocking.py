@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import zmq
 
@@ -151,6 +152,17 @@ def test_a_stream_collects_how_likely_its_tokens_were(daemon: ScriptedDaemon, cl
     assert "".join(stream) == "Once upon"
     assert stream.answer is not None
     assert stream.answer.logprobs == stream.logprobs == LOGPROBS
+
+
+def test_a_stream_keeps_what_was_thought_apart(daemon: ScriptedDaemon, client: Client) -> None:
+    pieces = [m.Delta("", 1, thinking="let me "), m.Delta("Y", 1, thinking="see"), m.Delta("es", 1)]
+    end = msgspec.structs.replace(answer(""), thinking="!")
+    daemon.on["infer.text"] = lambda asked: asked.stream(pieces, end)
+    stream = client.stream("p")
+    assert list(stream) == ["Y", "es"]
+    assert stream.answer is not None
+    assert (stream.answer.text, stream.answer.thinking) == ("Yes", "let me see!")
+    assert [delta.thinking for delta in client.stream("p").deltas()] == ["let me ", "see", "", "!"]
 
 
 def test_a_value_that_the_daemon_does_not_take_is_refused_in_words(daemon: ScriptedDaemon, client: Client) -> None:

@@ -47,7 +47,8 @@ def endless(asked: Asked) -> None:
 QUICK: dict[str, Sequence[str]] = {
     "status": ["status"], "version": ["version"], "config": ["config"], "ps": ["ps"], "models": ["models"],
     "show": ["show", "gemma3"], "explain": ["explain", "gemma3"], "plan": ["plan", "gemma3", "--ctx", "128"],
-    "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "load": ["load", "gemma3"], "unload": ["unload"],
+    "import": ["import", "x.gguf"], "rm": ["rm", "gemma3"], "pull": ["pull", "box/Gemma3"],
+    "load": ["load", "gemma3"], "unload": ["unload"],
     "switch": ["switch", "gemma3"], "pin": ["pin", "gemma3"], "unpin": ["unpin", "gemma3"],
     "top": ["top"], "cancel": ["cancel", "r7"], "infer": ["infer", "p", "--no-stream"],
     "embed": ["embed", "one"], "score": ["score", "one", "--tokens"], "tokenize": ["tokenize", "Once upon"],
@@ -57,7 +58,7 @@ QUICK: dict[str, Sequence[str]] = {
 REPLIES: dict[str, type[m.Say]] = {
     "status": m.Status, "version": m.Version, "config": m.Config, "ps": m.Ps, "models": m.Models, "show": m.Show,
     "explain": m.Explain, "plan": m.Plan, "import": m.Imported, "rm": m.Removed, "load": m.Residency,
-    "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
+    "pull": m.Pulled, "unload": m.Unloaded, "switch": m.Residency, "pin": m.Pinned, "unpin": m.Pinned,
     "top": m.Top, "cancel": m.Cancelled, "infer": m.Answer, "embed": m.Embeddings, "score": m.Scored,
     "tokenize": m.Tokens, "detokenize": m.Detokenized, "sessions": m.Sessions, "sessions rm": m.SessionRemoved,
     "swarm": m.SwarmAnswer,
@@ -477,6 +478,68 @@ def test_colour_is_for_terminals_that_want_it(tmp_path: Path, monkeypatch: pytes
     plain = Terminal("--socket", nowhere, "ps")
     assert plain.status() == 69
     assert plain.seen.startswith("error[unreachable]: ")
+
+
+def thoughtful(asked: Asked) -> None:
+    chunks = [m.Delta("", 1, thinking="let me\x1b "), m.Delta("", 1, thinking="see"), m.Delta("Yes", 1)]
+    asked.stream(chunks, msgspec.structs.replace(answer("."), thinking=""))
+
+
+def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(
+    daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.on["infer.text"] = thoughtful
+    shown = Terminal("--socket", daemon.path, "infer", "p")
+    assert shown.status() == 0
+    text = shown.seen.replace("\r\x1b[K", "")
+    assert text == "\x1b[2mlet me\\x1b \x1b[0m\x1b[2msee\x1b[0m\r\n\r\nYes.\r\n"
+    assert tool(daemon.path, "infer", "p").stdout == "Yes.\n"
+    chunks = [json.loads(line)["chunk"] for line in tool(daemon.path, "infer", "p", "--json").stdout.splitlines()[:3]]
+    assert [chunk["thinking"] for chunk in chunks] == ["let me\x1b ", "see", ""]
+    monkeypatch.setitem(ENVIRONMENT, "NO_COLOR", "1")
+    plain = Terminal("--socket", daemon.path, "infer", "p")
+    assert plain.status() == 0
+    assert "let me" not in plain.seen, "it could not be told from the answer"
+
+
+def test_who_sits_at_the_terminal_says_what_came_of_a_call(daemon: ScriptedDaemon, tmp_path: Path) -> None:
+    def calling(asked: Asked) -> None:
+        if asked.body.messages[-1].role == "tool":
+            asked.stream([m.Delta("No.", 1)], answer(""))
+            return
+        calls = [m.ToolCall("a", "rain", '{"in": "Rome\x1b"}'), m.ToolCall("b", "rain", "{}")]
+        asked.stream([], msgspec.structs.replace(answer(""), finish="tool_calls", tool_calls=calls))
+
+    daemon.on["infer.chat"] = calling
+    (tmp_path / "tools.json").write_text('[{"name": "rain"}]')
+    terminal = Terminal("--socket", daemon.path, "chat", "lab/large", "--tools", str(tmp_path / "tools.json"))
+    terminal.until(">>> ")
+    terminal.type("Is it raining?\n")
+    terminal.until('a rain({"in": "Rome\\x1b"})')
+    terminal.until("rain gives: ")
+    terminal.type("no\n")
+    terminal.until("rain gives: ")
+    terminal.type("\x03")
+    terminal.until("No.")
+    terminal.until(">>> ")
+    terminal.type("\x04")
+    assert terminal.status() == 0
+    first, second = daemon.heard("infer.chat").body, daemon.heard("infer.chat").body
+    assert first.tools == [m.Tool("rain")]
+    assert [(one.role, one.content, one.tool_call_id, one.name) for one in second.messages[2:]] == [
+        ("tool", "no", "a", "rain"),
+        ("tool", "The call was not made.", "b", "rain"),
+    ]
+
+
+def test_a_result_needs_a_conversation_that_called(daemon: ScriptedDaemon) -> None:
+    refused = tool(daemon.path, "chat", "--tool-result", "a=-", stdin="no")
+    assert refused.returncode == 2
+    assert "without a session" in refused.stderr
+    both = tool(daemon.path, "chat", "--session", "trip", "--tool-result", "a=-", "--image", "x.png", stdin="no")
+    assert both.returncode == 2
+    assert "cannot show an image with results of calls" in both.stderr
+    assert daemon.log == []
 
 
 def test_the_exit_status_of_a_code_of_the_future_is_a_plain_failure() -> None:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from h2qctl import Client, H2qError
-from tests.harness import DaemonProcess, await_true, config_text, script, started
+from tests.harness import DaemonProcess, await_true, config_text, running, script, started
 from tests.peers.ollama_server import MIB, Model, OllamaServer
 from tests.peers.openai_server import OpenAIServer
 
@@ -148,6 +149,86 @@ def test_a_remote_that_does_not_come_up_costs_nothing(client: Client, tmp_path: 
             openai.key = kept
         assert own.infer("x").text == "local", "who was resident is resident again"
     assert client.status().phase == "serving"
+
+
+def test_a_chosen_name_stands_for_a_long_one(tmp_path: Path) -> None:
+    long = "hf.co/Org/Tiny-GGUF:Q4_K_M"
+    with OllamaServer(Model("small:latest"), Model(long), Model("tiny:latest")) as peer:
+        aliases = f"{{tiny: '{long}', 'tiny:latest': small, absent: 'Gone:1b'}}"
+        with served(tmp_path, f"  box: {{type: ollama, url: '{peer.url}', aliases: {aliases}}}\n") as daemon:
+            own = daemon.client()
+            await_true(lambda: "box/tiny" in names(own), "it is listed")
+            assert names(own) == {"local", "box/tiny", "box/tiny:latest"}, "instead; who was named first has the name"
+            assert own.switch("box/tiny").model == "box/tiny"
+            assert list(peer.loaded) == [long]
+            assert not own.load(f"box/{long}").changed, "the long name means the same model"
+            assert own.show("box/tiny:latest").model.path == "small:latest"
+            with pytest.raises(H2qError) as caught:
+                own.load("box/absent")
+            assert caught.value.hint == "h2qctl pull box/absent"
+            assert own.pull("box/absent").path == "Gone:1b", "a pull is told the server's own name"
+            assert own.load("box/absent").changed
+
+
+def test_a_server_is_told_the_context_of_its_model(tmp_path: Path) -> None:
+    extra = "model: {slots: 2, ctx: 1024}\n"
+    models = "  box/small: {ctx: 512, fallback: [box/other]}\n"
+    with OllamaServer(Model("small:latest"), Model("other:latest", context_length=600)) as peer:
+        folder = tmp_path / "h2qd.yaml"
+        local = config_text({"local": script(tmp_path, "local")}, extra)
+        folder.write_text(f"{local}{models}remotes:\n  box: {{type: ollama, url: '{peer.url}'}}\n")
+        with started(tmp_path, folder) as daemon:
+            own = daemon.client()
+            await_true(lambda: "box/small:latest" in names(own), "it is listed")
+
+            def told() -> list[int]:
+                return [one.num_ctx for one in peer.loaded.values()]
+
+            assert own.load("box/small").ctx == 512, "also without the tag, here and in the configuration"
+            assert told() == [512], "of each request, however many there are"
+            again = own.load("box/small:latest", ctx=2000)
+            assert (again.ctx, again.changed, told()) == (2000, True, [2000])
+            assert own.infer("x", "box/small", max_tokens=2).model == "box/small:latest"
+            assert peer.asked("/api/generate")[-1].json["options"]["num_ctx"] == 2000
+            assert not own.load("box/small", ctx=2000).changed
+            assert own.load("box/other").ctx == 600, "no more than it was made for"
+            del peer.models["small:latest"]
+            fell = own.infer("x", "box/small", max_tokens=2)
+            assert (fell.model, fell.instead_of) == ("box/other:latest", "box/small:latest")
+
+
+def test_a_key_that_others_can_read_on_the_way_is_told_of(tmp_path: Path, openai: OpenAIServer) -> None:
+    keyed = "type: openai, key_env: LAB_KEY, connect_timeout: 100ms"
+    remotes = (
+        f"  plain: {{{keyed}, url: 'http://192.0.2.1/v1'}}\n"
+        f"  sealed: {{{keyed}, url: 'https://192.0.2.1/v1'}}\n"
+        f"  open: {{type: openai, connect_timeout: 100ms, url: 'http://192.0.2.1/v1'}}\n"
+        f"  lab: {{{keyed}, url: '{openai.url}'}}\n"
+    )
+    with served(tmp_path, remotes) as daemon:
+        own = daemon.client()
+        await_true(lambda: "plain/*" in names(own), "it was tried")
+        assert [row for row in own.status().degraded if "plain text" in row] == [
+            "the key of plain travels in plain text: its url is not https"
+        ]
+        checks = {check.name: check for check in own.doctor().checks}
+        assert [name for name in checks if name.startswith("remote ")] == ["remote plain"]
+        assert (checks["remote plain"].verdict, checks["remote plain"].fix) == (
+            "warn",
+            "use https in remotes.plain.url",
+        )
+        assert "remotes.plain" in checks["model plain/*"].fix
+        assert [entry["remote"] for entry in daemon.log("remote.key_in_plain")] == ["plain"]
+
+
+def test_what_speaks_to_servers_is_imported_beforehand_only_where_there_are_some(
+    client: Client, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    assert "httpcore2" in client.version().libraries
+    assert psutil.Process(daemon.zygote_pid()).num_threads() == 1, "threads would not survive a fork"
+    with running(tmp_path) as without:
+        await_true(lambda: "python" in without.client().version().libraries, "the zygote is ready")
+        assert "httpcore2" not in without.client().version().libraries
 
 
 def test_no_key_is_anywhere(client: Client, daemon: DaemonProcess) -> None:

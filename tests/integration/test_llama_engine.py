@@ -26,6 +26,7 @@ from h2qd.wire.workers import (
     ResumeModel,
     Sampler,
     Text,
+    Tool,
     Turn,
 )
 from h2qd.worker.engine import Beat, EngineError
@@ -591,6 +592,20 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
     "{% endfor %}{{ '<start_of_turn>model\n' }}"
 )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"turns": [Turn("user", "", images=[b"GIF89a"])]}, "images"),
+        ({"turns": [Turn("user", "Hi")], "tools": [Tool("t", "", "{}")]}, "tools"),
+        ({"turns": [Turn("user", "Hi")], "think": True}, "think"),
+    ],
+)
+def test_what_goes_beyond_text_is_refused_by_name(engine: LlamaEngine, options: dict[str, Any], named: str) -> None:
+    refused = refusal(engine, **options)
+    assert refused.code == "unsupported"
+    assert f"cannot use {named} here" in refused.message
 
 
 def test_a_base_model_has_no_chat_template(engine: LlamaEngine) -> None:

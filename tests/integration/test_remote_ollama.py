@@ -1,6 +1,8 @@
 """The engine of remote models against an Ollama peer."""
 
+import asyncio
 import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,10 +48,10 @@ def target(server: OllamaServer, **fields: Any) -> RemoteTarget:
 # --- load and unload ------------------------------------------------------------------------------------
 
 
-def test_a_load_holds_the_model_there_for_good_and_tells_what_it_takes(server: OllamaServer, desk: Desk) -> None:
+def test_a_load_holds_the_model_there_on_a_lease_and_tells_what_it_takes(server: OllamaServer, desk: Desk) -> None:
     loaded = desk.load("ollama", server.url)
     assert (loaded.ctx, loaded.device, loaded.elsewhere_bytes) == (256, "cpu", 300 * MIB)
-    assert server.loaded["small:latest"].forever
+    assert server.loaded["small:latest"].keep_s == ollama.LEASE_S
     assert desk.engine.unsaved == 1
 
 
@@ -66,7 +68,6 @@ def test_memory_of_another_device_is_left_to_its_server(server: OllamaServer, de
     loaded = desk.load("ollama", server.url, shares_memory="false")
     assert loaded.elsewhere_bytes == 0
     assert desk.engine.unsaved == 0
-    assert not server.loaded["small:latest"].forever
     assert all("keep_alive" not in request.json for request in server.requests if request.body)
 
 
@@ -132,6 +133,100 @@ def test_embedding_models_are_loaded_without_generating(desk: Desk) -> None:
         assert server.asked("/api/generate") == []
 
 
+# --- the lease ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look renews."""
+    monkeypatch.setattr(remote_engine, "WATCH_S", 0.01)
+    monkeypatch.setattr(ollama, "RENEW_S", 0.0)
+
+
+def more(server: OllamaServer, path: str, times: int = 2) -> bool:
+    """So many more requests for `path`: of two, one was begun from now on."""
+    return server.wait_asked(path, len(server.asked(path)) + times)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("kind", ["completion", "embedding"])
+def test_an_idle_model_stays_there_past_its_lease(desk: Desk, kind: str) -> None:
+    with OllamaServer(Model("small:latest", capabilities=[kind])) as server:
+        desk.load("ollama", server.url)
+        path = "/api/embed" if kind == "embedding" else "/api/generate"
+        for _ in range(3):
+            assert more(server, path)
+            server.advance(ollama.LEASE_S * 0.9)
+        assert server.loads == 1
+        assert list(server.loaded) == ["small:latest"]
+        last = server.asked(path)[-1].json
+        assert (last["options"], last["keep_alive"]) == ({"num_ctx": 256}, ollama.LEASE_S)
+
+
+def test_a_model_that_nobody_looks_for_any_more_goes(server: OllamaServer) -> None:
+    with Desk() as desk:
+        desk.load("ollama", server.url)
+        server.advance(ollama.LEASE_S * 0.9)
+        desk.ask(prompt())
+        server.advance(ollama.LEASE_S * 0.9)
+        assert "small:latest" in server.loaded, "each request renews"
+    server.advance(ollama.LEASE_S)
+    assert server.loaded == {}
+
+
+def test_what_was_asked_for_lately_is_only_looked_for(
+    server: OllamaServer, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_engine, "WATCH_S", 0.01)
+    desk.load("ollama", server.url)
+    assert more(server, "/api/ps", 5)
+    assert len(server.asked("/api/generate")) == 1
+
+
+def test_a_renewal_does_not_load_a_model_that_somebody_unloaded(
+    server: OllamaServer, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_engine, "WATCH_S", 0.01)
+    desk.load("ollama", server.url)
+    heard = HeardAsides(desk)
+    server.expire("small:latest")
+    assert heard.next() == HeldElsewhere(0)
+    monkeypatch.setattr(ollama, "RENEW_S", 0.0)
+    assert more(server, "/api/ps", 5)
+    assert (server.loads, server.loaded) == (1, {})
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_renewal_that_fails_hides_nothing(server: OllamaServer, desk: Desk) -> None:
+    async def broken(_: Request, response: Response) -> None:
+        await response.whole(500, {"error": "no"})
+
+    desk.load("ollama", server.url)
+    heard = HeardAsides(desk)
+    server.fail("/api/generate", broken, 10_000)
+    assert more(server, "/api/generate", 3), "it is tried again"
+    server.advance(ollama.LEASE_S)
+    assert heard.next() == HeldElsewhere(0), "it went, and that is told"
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_unload_waits_for_a_renewal_under_way(server: OllamaServer, desk: Desk) -> None:
+    under_way = threading.Event()
+
+    async def slow(request: Request, response: Response) -> None:
+        under_way.set()
+        await asyncio.sleep(0.2)
+        await server.handle(request, response)
+
+    desk.load("ollama", server.url)
+    server.fail("/api/generate", slow)
+    assert under_way.wait(20)
+    assert desk.engine.save() == HeldElsewhere(0)
+    assert more(server, "/api/ps", 5)
+    assert (server.loads, server.loaded) == (1, {})
+    assert server.asked("/api/generate")[-1].json["keep_alive"] == 0
+
+
 # --- what others do to it -------------------------------------------------------------------------------
 
 
@@ -147,7 +242,7 @@ def test_the_watch_tells_when_a_model_goes_and_comes_again(
     assert text == "tok0 tok1 tok2 tok3 "
     assert heard.next() == HeldElsewhere(300 * MIB)
     assert server.loads == 2
-    assert server.loaded["small:latest"].forever
+    assert server.loaded["small:latest"].keep_s == ollama.LEASE_S
 
 
 class HeardAsides:
@@ -172,11 +267,11 @@ def test_a_prompt_goes_raw_and_its_figures_come_back(server: OllamaServer, desk:
     assert (last.finish, last.prompt_tokens, last.completion_tokens) == ("length", 4, 3)
     assert (last.prefill_ms, last.decode_ms) == (2.0, 4.0)
     asked = server.asked("/api/generate")[-1].json
-    assert (asked["raw"], asked["prompt"], asked["keep_alive"]) == (True, "once upon a time", -1)
+    assert (asked["raw"], asked["prompt"], asked["keep_alive"]) == (True, "once upon a time", ollama.LEASE_S)
     assert server.loads == 1
 
 
-def test_a_chat_goes_through_the_models_template_and_does_not_think(server: OllamaServer, desk: Desk) -> None:
+def test_a_chat_goes_through_the_models_template(server: OllamaServer, desk: Desk) -> None:
     desk.load("ollama", server.url)
     text, last = desk.ask(chat())
     assert text == "tok0 tok1 tok2 tok3 "
@@ -187,7 +282,7 @@ def test_a_chat_goes_through_the_models_template_and_does_not_think(server: Olla
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "hello there"},
     ]
-    assert asked["think"] is False
+    assert not {"think", "tools"} & asked.keys(), "how it thinks is its own way"
 
 
 def test_every_sampling_field_is_an_option(server: OllamaServer, desk: Desk) -> None:

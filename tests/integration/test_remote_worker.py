@@ -31,6 +31,7 @@ from h2qd.wire.workers import (
     StopWorker,
     Text,
 )
+from h2qd.worker.remote.ollama import LEASE_S
 from tests.peers.http_server import Request, Response
 from tests.peers.ollama_server import MIB, Model, OllamaServer
 from tests.peers.openai_server import OpenAIServer
@@ -108,6 +109,20 @@ def test_a_worker_that_must_stop_at_once_lets_the_model_go_all_the_same(
     assert ollama.wait_asked("/api/generate", 3)
     assert ollama.wait_connections(0)
     ollama.call(lambda: None)
+    assert ollama.loaded == {}
+
+
+def test_a_worker_that_is_killed_leaves_the_model_there_for_a_while_only(
+    shared: ZygotePeer, ollama: OllamaServer
+) -> None:
+    peer, pid = shared.fork(1)
+    with peer:
+        load(peer, target(ollama))
+        os.kill(pid, signal.SIGKILL)
+        assert shared.reaped(pid).status == -signal.SIGKILL
+    assert ollama.wait_connections(0)
+    assert list(ollama.loaded) == ["small:latest"], "nobody told the server"
+    ollama.advance(LEASE_S)
     assert ollama.loaded == {}
 
 

@@ -257,6 +257,8 @@ def test_a_conversation_goes_through_the_template_and_nobody_writes_control_toke
         ({"prompt": "x" * 600}, "context_overflow"),
         ({"prompt": "x" * 10**6}, "context_overflow"),
         ({"adapters": {"polite": 1.0}}, "unsupported"),
+        ({"think": False}, "unsupported"),
+        ({"prompt": None, "turns": [Turn("user", "", images=[b"GIF89a"])]}, "unsupported"),
         ({"sampler": Sampler(grammar="root ::= x")}, "unsupported"),
         ({"sampler": Sampler(json_schema="{}")}, "unsupported"),
         ({"sampler": Sampler(logit_bias={300: 1.0})}, "invalid_request"),

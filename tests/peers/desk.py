@@ -77,7 +77,7 @@ def prompt(request: int = 1, text: str = "once upon a time", **fields: Any) -> G
 
 
 def chat(request: int = 1, text: str = "hello there", **fields: Any) -> Generate:
-    turns = [Turn("system", "be brief"), Turn("user", text)]
+    turns = fields.pop("turns", [Turn("system", "be brief"), Turn("user", text)])
     return Generate(request, fields.pop("max_tokens", 100), fields.pop("sampler", Sampler()), turns=turns, **fields)
 
 

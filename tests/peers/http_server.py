@@ -80,9 +80,12 @@ Handler: TypeAlias = Callable[[Request, Response], Awaitable[None]]
 
 
 class HttpServer:
-    """Ends with its `with`. `faults` are taken, one a request, instead of the handler, where their path matches."""
+    """Ends with its `with`. `port` 0: any that is free.
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    `faults` are taken, one a request, instead of the handler, where their path matches.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
         self.faults: deque[tuple[str, Handler]] = deque()
         self._tls = tls
@@ -91,7 +94,7 @@ class HttpServer:
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.port = 0
+        self.port = port
 
     async def handle(self, request: Request, response: Response) -> None:
         raise NotImplementedError

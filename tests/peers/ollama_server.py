@@ -32,21 +32,23 @@ class Loaded:
     users: int = 0
     keep_s: float = 300.0
 
-    @property
-    def forever(self) -> bool:
-        return self.keep_s < 0
-
 
 class OllamaServer(HttpServer):
-    """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them."""
+    """`words` are an answer's pieces, `word_s` the time between two. `midway` is called before the n-th of them.
+
+    A model that can think says `thoughts` first, unless it is told not to. One that has tools says `calls`, one line
+    each, instead of words, where no outcome of one is the last message.
+    """
 
     def __init__(self, *models: Model, **options: Any) -> None:
         super().__init__(**options)
-        self.models = {model.name: model for model in models or (Model("gemma3:latest"),)}
+        self.models = {model.name.lower(): model for model in models or (Model("gemma3:latest"),)}
         self.loaded: dict[str, Loaded] = {}
         self.words = ["tok0 ", "tok1 ", "tok2 ", "tok3 "]
         self.word_s = 0.0
         self.loads = 0
+        self.thoughts: list[str] = []
+        self.calls: list[dict[str, Any]] = []
         self.midway: tuple[int, Any] | None = None
 
     async def handle(self, request: Request, response: Response) -> None:
@@ -69,6 +71,22 @@ class OllamaServer(HttpServer):
     def expire(self, name: str) -> None:
         """As if somebody ran `ollama stop`."""
         self.call(lambda: self.loaded.pop(name, None))
+
+    def advance(self, seconds: float) -> None:
+        """Let that much time pass for what is loaded."""
+        self.call(lambda: self._age(seconds))
+
+    def _age(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        for one in list(self.loaded.values()):
+            if one.expires is None:
+                continue
+            left_s = one.expires.when() - loop.time() - seconds
+            one.expires.cancel()
+            if left_s > 0:
+                one.expires = loop.call_later(left_s, self._drop, one)
+            else:
+                self._drop(one)
 
     # --- what there is --------------------------------------------------------------------------------
 
@@ -106,7 +124,7 @@ class OllamaServer(HttpServer):
                 "size": one.model.size,
                 "digest": "ab" * 32,
                 "details": {"family": "gemma3"},
-                "expires_at": "2318-01-01T00:00:00Z" if one.forever else "2026-01-01T00:05:00Z",
+                "expires_at": "2318-01-01T00:00:00Z" if one.keep_s < 0 else "2026-01-01T00:05:00Z",
                 "size_vram": one.model.size_vram,
                 "context_length": one.num_ctx,
             }
@@ -142,6 +160,9 @@ class OllamaServer(HttpServer):
         if body.get("think") and "thinking" not in model.capabilities:
             await response.whole(400, {"error": f'"{model.name}" does not support thinking'})
             return
+        if body.get("tools") and "tools" not in model.capabilities:
+            await response.whole(400, {"error": f"{model.name} does not support tools"})
+            return
         loaded = await self._schedule(model, body)
         if empty:
             await response.whole(200, self._line(model, chat, "", done=True, done_reason="load"))
@@ -163,6 +184,13 @@ class OllamaServer(HttpServer):
         words = self.words if limit < 0 else self.words[:limit]
         await response.begin("application/x-ndjson")
         start = time.monotonic_ns()
+        if chat and "thinking" in model.capabilities and body.get("think") is not False:
+            for thought in self.thoughts:
+                await self._say(response, model, {"thinking": thought})
+        if body.get("tools") and body["messages"][-1]["role"] != "tool":
+            words = []
+            for call in self.calls:
+                await self._say(response, model, {"tool_calls": [call]})
         for n, word in enumerate(words):
             if self.midway is not None and self.midway[0] == n:
                 await self.midway[1](body, response)
@@ -181,7 +209,7 @@ class OllamaServer(HttpServer):
             chat,
             "",
             done=True,
-            done_reason="length" if 0 <= limit < len(self.words) else "stop",
+            done_reason="length" if words and 0 <= limit < len(self.words) else "stop",
             total_duration=time.monotonic_ns() - start,
             load_duration=1_000_000,
             prompt_eval_count=len(prompt.split()),
@@ -191,6 +219,11 @@ class OllamaServer(HttpServer):
         )
         await response.chunk(msgspec.json.encode(last) + b"\n")
         await response.end()
+
+    async def _say(self, response: Response, model: Model, said: dict[str, Any]) -> None:
+        line = self._line(model, True, "", done=False)
+        line["message"] |= said
+        await response.chunk(msgspec.json.encode(line) + b"\n")
 
     def _line(self, model: Model, chat: bool, text: str, **fields: Any) -> dict[str, Any]:
         said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
@@ -225,7 +258,8 @@ class OllamaServer(HttpServer):
                     for done in (total // 2, total)
                 ]
             lines += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
-            self.models[name] = Model(name)
+            name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+            self.models[name.lower()] = Model(name)
         for line in lines:
             await response.chunk(msgspec.json.encode(line) + b"\n")
             await asyncio.sleep(0.06)

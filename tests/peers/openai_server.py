@@ -28,11 +28,18 @@ _FIELDS = {
     "logprobs",
     "top_logprobs",
     "response_format",
+    "tools",
+    "tool_choice",
+    "reasoning_effort",
 }
 
 
 class OpenAIServer(HttpServer):
-    """`words` are an answer's pieces. `refuses` maps fields to the error that they are refused with."""
+    """`words` are an answer's pieces. `refuses` maps fields to the error that they are refused with.
+
+    `thoughts` come first, in deltas of the field `thinks_in`; `calls` come instead of words where tools are given and
+    no outcome of one is the last message: each is the pieces of a delta's `tool_calls`, one delta a piece.
+    """
 
     def __init__(self, *models: str, key: str = "", style: str = "openai", **options: Any) -> None:
         super().__init__(**options)
@@ -42,6 +49,9 @@ class OpenAIServer(HttpServer):
         self.words = ["tok0 ", "tok1 ", "tok2 ", "tok3 "]
         self.word_s = 0.0
         self.refuses: dict[str, dict[str, Any]] = {}
+        self.thoughts: list[str] = []
+        self.thinks_in = "reasoning_content"
+        self.calls: list[dict[str, Any]] = []
         self.midway: tuple[int, Any] | None = None
         self.usage: dict[str, Any] | None = {
             "prompt_tokens": 7,
@@ -100,7 +110,14 @@ class OpenAIServer(HttpServer):
         began_s = time.monotonic()
         limit = body.get("max_tokens") or body.get("max_completion_tokens") or len(self.words)
         if chat:
-            await self._event(response, chat, "", None, {"role": "assistant"})
+            await self._event(response, chat, "", None, {"role": "assistant", "content": None})
+            for thought in self.thoughts:
+                await self._event(response, chat, "", None, {self.thinks_in: thought})
+        if chat and self.calls and body.get("tools") and body["messages"][-1]["role"] != "tool":
+            for piece in self.calls:
+                await self._event(response, chat, "", None, {"tool_calls": [piece]})
+            await self._finish(response, chat, body, "tool_calls")
+            return
         for n, word in enumerate(self.words[:limit]):
             if self.midway is not None and self.midway[0] == n:
                 await self.midway[1](body, response)
@@ -108,7 +125,10 @@ class OpenAIServer(HttpServer):
             if self.word_s:  # a pace, whatever the words before took
                 await asyncio.sleep(max(0.0, began_s + (n + 1) * self.word_s - time.monotonic()))
             await self._event(response, chat, word, None, {}, self._logprobs(chat, body, word))
-        await self._event(response, chat, "", "length" if limit < len(self.words) else "stop", {})
+        await self._finish(response, chat, body, "length" if limit < len(self.words) else "stop")
+
+    async def _finish(self, response: Response, chat: bool, body: dict[str, Any], why: str) -> None:
+        await self._event(response, chat, "", why, {})
         if body.get("stream_options", {}).get("include_usage") and self.usage is not None:
             await response.chunk(b"data: " + msgspec.json.encode({"choices": [], "usage": self.usage}) + b"\n\n")
         await response.chunk(b"data: [DONE]\n\n")

@@ -111,8 +111,20 @@ def like(**fields: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
 
 
 _TOKENS = st.lists(like(token=st.text(max_size=5), logprob=st.floats(-9, 9)), max_size=3)
+_ARGUMENTS = st.sampled_from(["", "{}", '{"a":', "1}", "[]", "no"])
+_CALL = like(
+    index=st.integers(-1, 2),
+    id=st.text(max_size=3),
+    function=like(name=st.text(max_size=3), arguments=_ARGUMENTS),
+)
+_WHOLE_CALL = like(id=st.text(max_size=3), function=like(name=st.text(max_size=3), arguments=_JSON))
 _CHOICE = like(
-    delta=like(content=st.text(max_size=5)),
+    delta=like(
+        content=st.text(max_size=5),
+        reasoning_content=st.text(max_size=5),
+        reasoning=st.text(max_size=5),
+        tool_calls=st.lists(_CALL, max_size=3),
+    ),
     text=st.text(max_size=5),
     finish_reason=st.sampled_from(["stop", "length", "content_filter", "tool_calls"]),
     stop_reason=st.integers() | st.text(max_size=5),
@@ -124,7 +136,10 @@ _EVENT = like(
     error=like(message=st.text(max_size=5)),
 )
 _PART = like(
-    message=like(content=st.text(max_size=5)),
+    message=like(
+        content=st.text(max_size=5), thinking=st.text(max_size=5), tool_calls=st.lists(_WHOLE_CALL, max_size=3)
+    ),
+    thinking=st.text(max_size=5),
     response=st.text(max_size=5),
     done=st.booleans(),
     done_reason=st.text(max_size=5),
@@ -151,7 +166,7 @@ def test_any_line_is_understood_or_refused(line: object) -> None:
     reply = Reply(Generate(1, 4, Sampler(), prompt="", logprobs=3), said.append)
     with suppress(RemoteError):
         part = decoded(msgspec.json.encode(line), ollama._Part)
-        reply.text(part.response, ollama._logprobs(part.logprobs))
+        ollama._heard(part, reply)
         said.append(ollama._ended(part, reply))
     assert_sayable(said)
 

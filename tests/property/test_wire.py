@@ -97,6 +97,8 @@ def of_type(kind: types.Type) -> st.SearchStrategy[Any]:
             return of_number(kind)
         case types.StrType():
             return of_text(kind)
+        case types.BytesType():
+            return st.binary(min_size=kind.min_length or 0, max_size=min(kind.max_length or 40, 40))
         case types.LiteralType():
             return st.sampled_from(kind.values)
         case types.EnumType():

@@ -29,7 +29,7 @@ from h2qd.wire.workers import (
     TokenizeText,
     frame,
 )
-from h2qd.worker.engine import Beat, EngineError, Progress, Said
+from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 from h2qd.worker.llama import model
 from h2qd.worker.llama.adapters import used
 from h2qd.worker.llama.batch import Batch
@@ -130,6 +130,7 @@ class LlamaEngine:
                 loaded.translate(order)
 
     def _generate(self, order: Generate, loaded: "_Loaded", start_s: float) -> None:
+        text_alone(order)
         batch = loaded.free_batch("generate")
         if order.session:
             check_key(order.session)

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from h2qd.wire.workers import Sampler
 from h2qd.worker.engine import EngineError
+from h2qd.worker.llama.candidates import Candidates
 from h2qd.worker.llama.grammar import grammar_text
 from h2qd.worker.llama.vocabulary import Vocabulary
 
 GRAMMAR_STEP_S_MAX = 2.0
 """A grammar's work for one token. An ambiguous one doubles its states with each character; a sound one takes ms."""
-
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class NoTokenLeftError(Exception):
@@ -72,7 +71,8 @@ def open_chooser(
     if penalty:
         for token in prompt[-sampler.repeat_last_n :]:
             native.llama_sampler_accept(chain, token)
-    return Chain(bias, chain, grammar, vocabulary.size)
+    likeliest = sampler.top_k if sampler.temperature > 0 and not penalty else 0
+    return Chain(bias, chain, grammar, Candidates(vocabulary.size, likeliest))
 
 
 class _Bias:
@@ -112,29 +112,28 @@ class Chain:
     are all of them tried and the choice is made again among those left. llama.cpp's own tools do it this way.
     """
 
-    def __init__(self, bias: _Bias, chain: int, grammar: int | None, size: int) -> None:
+    def __init__(self, bias: _Bias, chain: int, grammar: int | None, candidates: Candidates) -> None:
         self._bias = bias
         self._chain = chain
         self._grammar = grammar
-        self._ids = np.arange(size, dtype=np.int32)
-        self._candidates = np.zeros(size, dtype=_CANDIDATE)
-        self._array = native.llama_token_data_array()
+        self._candidates = candidates
         self._one = native.llama_token_data()
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """See `Chooser`."""
         self._bias.apply(logits)
-        _check(float(logits.max()))
-        self._fill(logits)
+        highest = float(logits.max())
+        _check(highest)
+        self._candidates.fill(logits, highest)
         token = self._sample()
         if self._grammar is None:
             native.llama_sampler_accept(self._chain, token)
             return token
         start_s = time.monotonic()
         if not self._allowed(token):
-            self._fill(logits)
-            native.llama_sampler_apply(self._grammar, ctypes.byref(self._array))
-            _check(float(self._candidates["logit"].max()))
+            self._candidates.fill_all(logits)
+            native.llama_sampler_apply(self._grammar, ctypes.byref(self._candidates.array))
+            _check(self._candidates.highest())
             token = self._sample()
         native.llama_sampler_accept(self._chain, token)
         native.llama_sampler_accept(self._grammar, token)
@@ -148,20 +147,12 @@ class Chain:
         if self._grammar is not None:
             native.llama_sampler_free(self._grammar)
 
-    def _fill(self, logits: NDArray[np.float32]) -> None:
-        """All tokens are candidates again."""
-        self._candidates["id"] = self._ids
-        self._candidates["logit"] = logits
-        self._array.data = ctypes.cast(self._candidates.ctypes.data, ctypes.POINTER(native.llama_token_data))
-        self._array.size = self._candidates.size
-        self._array.selected = -1
-        self._array.sorted = False
-
     def _sample(self) -> int:
-        native.llama_sampler_apply(self._chain, ctypes.byref(self._array))
-        if not 0 <= self._array.selected < self._array.size:
+        among = self._candidates.array
+        native.llama_sampler_apply(self._chain, ctypes.byref(among))
+        if not 0 <= among.selected < among.size:
             raise NoTokenLeftError
-        chosen = self._array.data[self._array.selected]
+        chosen = among.data[among.selected]
         _check(float(chosen.logit))
         return int(chosen.id)
 

@@ -22,6 +22,7 @@ from h2qd.wire.workers import (
     Task,
 )
 from h2qd.worker.engine import EngineError
+from h2qd.worker.remote import turns
 from h2qd.worker.remote.errors import nonsense
 from h2qd.worker.remote.reply import Reply
 from h2qd.worker.remote.server import Server
@@ -78,7 +79,7 @@ class Dialect(Protocol):
 
 
 def text_only(order: Task) -> None:
-    """Raises `EngineError` (unsupported) for tasks that no server's API has."""
+    """Raises `EngineError` (unsupported, invalid_request, invalid_grammar) for what no server's API has."""
     if not isinstance(order, Generate | EmbedTexts):
         raise EngineError("unsupported", "cannot do this: a server that runs models has no API for it")
     if isinstance(order, Generate):
@@ -88,6 +89,7 @@ def text_only(order: Task) -> None:
             raise EngineError("unsupported", "cannot only read the prompt: a server gives one token at least")
         if order.sampler.json_schema is not None:
             schema(order.sampler.json_schema)
+        turns.check(order)
 
 
 def schema(text: str) -> msgspec.Raw:

@@ -1,12 +1,14 @@
 """Ollama's API: what is asked of a server, and what its answers mean.
 
-A model whose memory is this device's is loaded with `keep_alive: -1` and unloaded with `keep_alive: 0`, proved by
-/api/ps; on another machine the server's own rule holds. Every request repeats the load's `num_ctx` and `keep_alive`:
-with others Ollama would load the model anew, or let it go. For the same reason `shift` is never sent. A thinking
-model is asked not to think; what it thinks all the same is not passed on. Vectors are always of unit length there.
+A model whose memory is this device's is loaded on a lease (`keep_alive`), which every request renews, and an idle
+worker too, so that a worker that is killed leaves nothing there for good. It is unloaded with `keep_alive: 0`, proved
+by /api/ps. On another machine the server's own rule holds. Every request repeats the load's `num_ctx`: with another
+Ollama would load the model anew. For the same reason `shift` is never sent. Models that can think do, unless they are
+asked not to. Which tool is called cannot be chosen there, only that none is. Vectors are always of unit length there.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from h2qd.wire.limits import TEXTS_MAX
-from h2qd.wire.names import shown
+from h2qd.wire.names import shown, tagged
 from h2qd.wire.workers import (
     DIMENSIONS_MAX,
     REMOTE_MODELS_MAX,
@@ -34,8 +36,9 @@ from h2qd.wire.workers import (
     Task,
 )
 from h2qd.worker.engine import EngineError
+from h2qd.worker.remote import turns
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
-from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway
+from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway, nonsense
 from h2qd.worker.remote.ndjson import Lines
 from h2qd.worker.remote.pieces import ended, pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
@@ -44,6 +47,12 @@ from h2qd.worker.remote.server import Server, decoded
 LOAD_S_MAX = 600.0
 """A large model from a slow disk; Ollama itself gives up after 5 minutes without progress."""
 UNLOAD_S_MAX = 15.0
+LEASE_S = 300
+"""How long a model stays there that nobody speaks of any more."""
+RENEW_S = LEASE_S / 3
+"""A model that nobody spoke of for so long is spoken of when it is looked for: two such times may fail."""
+_RENEW_S_MAX = 5.0
+"""A renewal is nothing to do there; and an unload waits for one that is under way."""
 _LOOK_S = 0.1
 """Between two looks whether a model went."""
 _PULL_S = 600.0
@@ -110,8 +119,22 @@ class _Chosen(_Likely):
     top_logprobs: list[_Likely] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str = ""
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Call(msgspec.Struct):
+    """All of a call."""
+
+    id: str = ""
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
 class _Message(msgspec.Struct):
     content: str = ""
+    thinking: str = ""
+    tool_calls: list[_Call] | None = None
 
 
 class _Part(msgspec.Struct):
@@ -119,6 +142,7 @@ class _Part(msgspec.Struct):
 
     message: _Message | None = None
     response: str = ""
+    thinking: str = ""
     done: bool = False
     done_reason: str = ""
     prompt_eval_count: _Count = 0
@@ -150,6 +174,9 @@ class Ollama:
         self._model = ""
         self._ctx = 0
         self._holds = False
+        self._embeds_only = False
+        self._renewed_s = 0.0
+        self._turn = asyncio.Lock()  # a renewal that crossed an unload would load the model again
 
     async def load(self, order: LoadModel) -> Loaded:
         """Have the server load the model, and see in /api/ps that it did."""
@@ -158,10 +185,8 @@ class Ollama:
         await self.server.look("/api/version", _Version)
         can = (await self.server.ask("/api/show", {"model": order.path}, _Shown)).capabilities or []
         self._holds = self._shares_memory()
-        if "embedding" in can and "completion" not in can:
-            await self.server.ask("/api/embed", self._body(input=[]), _Vectors, head_s=LOAD_S_MAX)
-        else:
-            await self.server.ask("/api/generate", self._body(prompt="", stream=False), _Part, head_s=LOAD_S_MAX)
+        self._embeds_only = "embedding" in can and "completion" not in can
+        await self._touch(LOAD_S_MAX)
         ours = self._ours(await self._running())
         if ours is None:
             raise RemoteError("remote_failed", "the server loaded the model, but does not show it as loaded")
@@ -200,6 +225,8 @@ class Ollama:
         text_only(order)
         if isinstance(order, Generate) and (order.sampler.logit_bias or order.ignore_eos):
             raise EngineError("unsupported", "cannot use logit_bias or ignore_eos: Ollama has no such options")
+        if isinstance(order, Generate) and order.tool_choice not in ("auto", "none"):
+            raise EngineError("unsupported", "cannot have a tool called: Ollama leaves that to the model, or to none")
         if isinstance(order, EmbedTexts) and not order.normalize:
             raise EngineError("unsupported", "cannot leave vectors as they are: Ollama makes them of unit length")
 
@@ -212,8 +239,7 @@ class Ollama:
                 part = decoded(line, _Part)
                 if part.error is not None:
                     raise failed_midway(part.error)
-                text = part.message.content if part.message is not None else part.response
-                reply.text(text, _logprobs(part.logprobs))
+                _heard(part, reply)
                 if part.done:
                     await ended(lines)
                     return _ended(part, reply)
@@ -234,21 +260,26 @@ class Ollama:
         return self._holds
 
     async def held(self) -> HeldElsewhere:
-        """What /api/ps shows."""
+        """What /api/ps shows; what is there, and was long not asked for anything, is kept for longer."""
         running = await self._running()
-        return _holding(self._ours(running), running)
+        ours = self._ours(running)
+        if ours is not None:
+            await self._renew()
+        return _holding(ours, running)
 
     async def let_go(self) -> HeldElsewhere:
         """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
-        give_up_s = time.monotonic() + UNLOAD_S_MAX
-        await self.server.ask("/api/generate", self._farewell(), _Part)
-        while True:
-            running = await self._running()
-            ours = self._ours(running)
-            self._holds = ours is not None
-            if ours is None or time.monotonic() > give_up_s:
-                return _holding(ours, running)
-            await asyncio.sleep(_LOOK_S)
+        async with self._turn:
+            give_up_s = time.monotonic() + UNLOAD_S_MAX
+            await self.server.ask("/api/generate", self._farewell(), _Part)
+            while True:
+                running = await self._running()
+                ours = self._ours(running)
+                self._holds = ours is not None
+                if ours is None or time.monotonic() > give_up_s:
+                    self._renewed_s = math.inf  # nor is it kept for longer
+                    return _holding(ours, running)
+                await asyncio.sleep(_LOOK_S)
 
     def abandon(self) -> None:
         """Send the request for the unload, to this device only, and do not wait: Ollama obeys before it answers."""
@@ -257,17 +288,40 @@ class Ollama:
 
     # --- what is asked --------------------------------------------------------------------------------
 
+    async def _renew(self) -> None:
+        """Have the server keep a model, which it has, if it is time to say so."""
+        async with self._turn:
+            if self._holds and time.monotonic() >= self._renewed_s + RENEW_S:
+                try:
+                    async with asyncio.timeout(_RENEW_S_MAX):
+                        await self._touch(_RENEW_S_MAX)
+                except TimeoutError:
+                    raise broken_off("the server did not say in time that it keeps the model") from None
+
+    async def _touch(self, head_s: float) -> None:
+        """Have the model loaded, or the lease of one that is there renewed, and nothing else."""
+        if self._embeds_only:
+            await self.server.ask("/api/embed", self._body(input=[]), _Vectors, head_s=head_s)
+        else:
+            await self.server.ask("/api/generate", self._body(prompt="", stream=False), _Part, head_s=head_s)
+
     def _body(self, **fields: object) -> dict[str, Any]:
         """A request about the model: `fields`, and what must be the same in all."""
+        self._renewed_s = time.monotonic()
         options: dict[str, Any] = {"num_ctx": self._ctx} if self._ctx else {}
         body: dict[str, Any] = {"model": self._model, "options": options, **fields}
-        return body | {"keep_alive": -1} if self._holds else body
+        return body | {"keep_alive": LEASE_S} if self._holds else body
 
     def _farewell(self) -> dict[str, Any]:
         return {"model": self._model, "prompt": "", "stream": False, "keep_alive": 0}
 
     def _chat(self, order: Generate) -> dict[str, Any]:
-        return self._text(order) | {"messages": order.turns, "think": False, "truncate": order.overflow != "refuse"}
+        body = self._text(order) | {"messages": turns.for_ollama(order.turns or [])}
+        if order.tools and order.tool_choice != "none":
+            body["tools"] = turns.tools(order)
+        if order.think is not None:
+            body["think"] = order.think
+        return body | {"truncate": order.overflow != "refuse"}
 
     def _raw(self, order: Generate) -> dict[str, Any]:
         return self._text(order) | {"prompt": order.prompt, "raw": True, "truncate": order.overflow != "refuse"}
@@ -303,13 +357,7 @@ class Ollama:
         return (await self.server.look("/api/ps", _AllRunning)).models or []
 
     def _ours(self, running: list[_Running]) -> _Running | None:
-        return next((one for one in running if _full_name(one.name) == _full_name(self._model)), None)
-
-
-def _full_name(name: str) -> str:
-    """With the tag that Ollama adds; names are compared without case there."""
-    name = name.lower()
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+        return next((one for one in running if tagged(one.name) == tagged(self._model)), None)
 
 
 def _holding(ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
@@ -341,6 +389,18 @@ def _logprobs(told: list[_Chosen] | None) -> list[ChosenToken]:
         chosen(one.token, one.logprob, (likely(other.token, other.logprob) for other in one.top_logprobs or []))
         for one in told or []
     ]
+
+
+def _heard(part: _Part, reply: Reply) -> None:
+    """Tell what a line holds. Raises `RemoteError`."""
+    if part.message is None:
+        reply.text(part.response, _logprobs(part.logprobs), part.thinking)
+        return
+    reply.text(part.message.content, _logprobs(part.logprobs), part.message.thinking)
+    for call in part.message.tool_calls or []:
+        if not call.function.name:
+            raise nonsense("it calls a tool without a name")  # without one it would go on with the call before
+        reply.call(None, call.id, call.function.name, bytes(call.function.arguments).decode("utf-8", "replace"))
 
 
 def _ended(part: _Part, reply: Reply) -> Generated:

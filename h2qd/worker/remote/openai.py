@@ -4,7 +4,8 @@
 `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n` and `ignore_eos` are not: they are sent, under the names that
 llama.cpp and vLLM know, only where they differ from their default, and a server that refuses them says so. A field of
 the API that a server refuses (some models take no temperature) is left out from then on, if it was at its default.
-What a model thinks before it answers is not passed on. Token numbers are not told by these servers, so they are 0.
+How much a model thinks is `reasoning_effort`: none for not at all, medium where it is only said that it does. Token
+numbers are not told by these servers, so they are 0.
 """
 
 import math
@@ -35,6 +36,7 @@ from h2qd.wire.workers import (
     Task,
 )
 from h2qd.worker.engine import EngineError
+from h2qd.worker.remote import turns
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
 from h2qd.worker.remote.errors import RemoteError, broken_off, error_text, failed_midway, nonsense
 from h2qd.worker.remote.pieces import ended, pieces
@@ -70,8 +72,26 @@ class _Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    """A piece of a call."""
+
+    index: _Count | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
 class _Delta(msgspec.Struct):
+    """`reasoning_content` is DeepSeek's and llama.cpp's, `reasoning` vLLM's and OpenRouter's."""
+
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -264,7 +284,7 @@ class OpenAI:
         if order.prompt is not None:
             body["prompt"] = order.prompt
         else:
-            body["messages"] = order.turns
+            body |= {"messages": turns.for_openai(order.turns or []), **turns.beyond_text(order)}
         if order.stop:
             body["stop"] = order.stop
         if sampler.logit_bias:
@@ -302,8 +322,12 @@ def _heard(part: bytes, end: _End, reply: Reply) -> _End:
     if bytes(chunk.error) != b"null":
         raise failed_midway(error_text(part))
     for choice in chunk.choices[:1]:
-        text = choice.text or (choice.delta.content if choice.delta is not None else None) or ""
-        reply.text(text, _logprobs(choice.logprobs))
+        delta = choice.delta or _Delta()
+        thinking = delta.reasoning_content or delta.reasoning or ""
+        reply.text(choice.text or delta.content or "", _logprobs(choice.logprobs), thinking)
+        for call in delta.tool_calls or []:
+            function = call.function or _Function()
+            reply.call(call.index, call.id or "", function.name or "", function.arguments or "")
         if choice.finish_reason:
             end = end._replace(finish=_finish(choice))
     return end._replace(usage=chunk.usage) if chunk.usage is not None else end

@@ -24,7 +24,7 @@ from h2qd.wire.workers import (
     Tokenized,
     TokenizeText,
 )
-from h2qd.worker.engine import Beat, EngineError, Progress, Said
+from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 from h2qd.worker.llama.template import ChatTemplate
 from h2qd.worker.torch import model
 from h2qd.worker.torch.chat import chat_tokens
@@ -127,6 +127,7 @@ class TorchEngine:
             raise EngineError("unsupported", "cannot do this: the model turns texts into vectors, and nothing else")
         if isinstance(order, ScoreText):
             return Scoring(order, loaded, start_s)
+        text_alone(order)
         if order.adapters:
             raise EngineError("unsupported", "cannot use adapters with a model folder: they are for GGUF models")
         prompt = self._prompt(order, loaded)

@@ -18,6 +18,7 @@ from h2qd.wire.messages import ConfigValue
 
 EDGE = Path(__file__).parents[3] / "configs" / "edge.yaml"
 Write = Callable[[str], str]
+LAB = "remotes: {lab: {type: ollama, url: 'http://h'"
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,16 @@ def test_the_values_in_force_can_be_written_back(write: Write) -> None:
         assert value(again, key).value == value(first, key).value
 
 
+def test_a_model_of_a_server_has_settings_and_no_file(write: Write) -> None:
+    models = "models: {'lab/llama3.2:3b': {ctx: 512, ttl: 1m, fallback: [lab/small]}}"
+    remotes = "remotes: {lab: {type: ollama, url: 'http://h', aliases: {small: 'hf.co/Org/Small:Q4', big: Big}}}"
+    for text in (f"{models}\n{remotes}", f"{remotes}\n{models}"):
+        config = load_config(write(text), {}, {})
+        assert config.models["lab/llama3.2:3b"] == Model(ctx=512, ttl_s=60.0, fallback=("lab/small",))
+        assert config.remotes["lab"].aliases == (("small", "hf.co/Org/Small:Q4"), ("big", "Big"))
+        assert value(config, "remotes.lab.aliases").value == ["small=hf.co/Org/Small:Q4", "big=Big"]
+
+
 # --- mistakes ---------------------------------------------------------------------------------------
 
 
@@ -215,6 +226,19 @@ def test_the_values_in_force_can_be_written_back(write: Write) -> None:
         ("failures: {backoff_first: 1m}", "failures.backoff_first: cannot use '1m': failures.backoff_max is 30s"),
         ("failures: {backoff_max: 10ms}", "failures.backoff_first: cannot use '500ms': failures.backoff_max is 10ms"),
         ("worker: {ping_interval: 1m}", "worker.ping_interval: cannot use '1m': worker.stall_timeout is 1m"),
+        (f"{LAB}, aliases: [a]}}}}", "remotes.lab.aliases: cannot use a list: it must be a map of names to names"),
+        (f"{LAB}, aliases: a}}}}", "remotes.lab.aliases: cannot use 'a': it must be a map of names to names"),
+        (f"{LAB}, aliases: {{A: b}}}}}}", "remotes.lab.aliases.A: cannot use this name for a model"),
+        (f"{LAB}, aliases: {{a: ''}}}}}}", "remotes.lab.aliases.a: cannot use '': it must be printable"),
+        (f"{LAB}, aliases: {{a: [b]}}}}}}", "remotes.lab.aliases.a: cannot use a list: it must be a name"),
+        (f"{LAB}, aliases: {{a: c, b: 'C:latest'}}}}}}", "remotes.lab.aliases: cannot use two aliases of one model"),
+        ("remotes: {a/b: {type: ollama, url: 'http://h'}}", "remotes.a/b: cannot use this name for a remote"),
+        (
+            f"models: {{lab/a: {{path: x}}}}\n{LAB}}}}}",
+            ":1: models.lab/a.path: cannot use it for a model of the remote",
+        ),
+        (f"{LAB}}}}}\nmodels: {{lab/a: {{kv_type: f16}}}}", ":2: models.lab/a.kv_type: cannot use it for a model of"),
+        ("models: {lab/a: {ctx: 64}}", "models.lab/a.path: cannot do without this key"),
         ("<<: {}", "<<: cannot use an unknown key"),
     ],
 )

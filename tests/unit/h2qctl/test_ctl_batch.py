@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from h2qctl import asks
 from h2qctl.batch import jobs, patience
 from h2qctl.batch.board import Board
 from h2qctl.batch.jobs import LINE_BYTES_MAX, BadLineError
@@ -73,9 +74,13 @@ def test_a_bad_line_keeps_its_name_where_it_has_one() -> None:
     assert fault(b"{").id is None
 
 
-KEYS = ["prompt", "messages", "texts", "id", "op", "stop", "body", "url", "custom_id", "method", "seed", "model"]
+KEYS = [
+    "prompt", "messages", "texts", "id", "op", "stop", "body", "url", "custom_id", "method", "seed", "model",
+    "tools", "think", "tool_choice", "reasoning_effort", "tool_calls", "function", "content", "image_url", "type",
+]  # fmt: skip
+WORDS = ["p", "/v1/completions", "/v1/chat/completions", "POST", "infer", "text", "image_url"]
 VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from(["p", "/v1/completions", "POST", "infer"]),
+    st.none() | st.booleans() | st.integers() | st.sampled_from(WORDS),
     lambda inner: st.dictionaries(st.sampled_from(KEYS), inner, max_size=4) | st.lists(inner, max_size=3),
     max_leaves=8,
 )
@@ -106,13 +111,52 @@ def test_lines_of_openai_are_taken() -> None:
     assert options["json_schema"] == '{"type":"array"}'
 
 
+def test_lines_beyond_text() -> None:
+    bare = {"name": "rain", "description": "", "parameters": {"type": "object"}}
+    call = {"id": "a", "name": "rain", "arguments": "{}"}
+    turns = [
+        {"role": "user", "content": "see", "images": ["iVBORw0KGgo="]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    ours = jobs.parse(line(messages=turns, tools=[bare], tool_choice="rain", think=False))
+    function = {"id": "a", "type": "function", "function": {"name": "rain", "arguments": "{}"}}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "see"}, image]},
+        {"role": "assistant", "content": None, "tool_calls": [function]},
+    ]
+    tool = {"type": "function", "function": bare}
+    choice = {"type": "function", "function": {"name": "rain"}}
+    body = {"messages": said, "tools": [tool], "tool_choice": choice, "reasoning_effort": "none"}
+    openais = jobs.parse(theirs("/v1/chat/completions", **body))
+    assert (ours.subject, ours.options) == (openais.subject, openais.options)
+    asked = asks.chat(ours.subject, "a", ours.options, stream=False)  # type: ignore[arg-type]
+    assert asked.messages[0].images == [b"\x89PNG\r\n\x1a\n"]
+    assert asked.messages[1].tool_calls == [m.PastCall("a", "rain", "{}")]
+    assert (asked.tools, asked.tool_choice, asked.think) == ([m.Tool("rain", "", '{"type":"object"}')], "rain", False)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (theirs("/v1/images", prompt="p"), "/v1/images"), (theirs("/v1/completions", prompt="p", n=2), "`n`"),
         (theirs("/v1/completions", prompt="p", stream=True), "`stream`"),
         (line(url="/v1/completions", body=5), "body"),
-        (theirs("/v1/chat/completions", messages=[], tools=[]), "`tools`"),
+        (theirs("/v1/chat/completions", messages=[], parallel_tool_calls=True), "`parallel_tool_calls`"),
+        (theirs("/v1/chat/completions", messages=[], reasoning_effort="huge"), "`reasoning_effort`"),
+        (theirs("/v1/chat/completions", messages=[], tools=[{"type": "web_search"}]), "tool 1"),
+        (theirs("/v1/chat/completions", messages=[{"role": "user", "content": [{"type": "audio"}]}]), "neither"),
+        (
+            theirs(
+                "/v1/chat/completions",
+                messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}],
+            ),
+            "no data URL",
+        ),
+        (
+            theirs("/v1/chat/completions", messages=[{"role": "assistant", "content": "", "tool_calls": [5]}]),
+            "tool_calls",
+        ),
         (line(url=[], body={}), "POST"),
         (theirs("/v1/chat/completions", messages=[], response_format={"type": "xml"}), "response_format"),
         (line(custom_id="c", url="/v1/completions", body={"prompt": "p"}, priority="high"), "priority"),

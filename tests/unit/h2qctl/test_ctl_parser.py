@@ -36,7 +36,7 @@ def test_every_verb_has_help_with_an_example_that_parses(name: str) -> None:
 @pytest.mark.parametrize("name", parser.VERBS)
 def test_every_verb_takes_the_common_options_on_either_side(name: str) -> None:
     needed = {"show": ["m"], "explain": ["m"], "plan": ["m"], "load": ["m"], "switch": ["m"], "import": ["p"],
-              "rm": ["m"], "pin": ["m"], "unpin": ["m"],
+              "rm": ["m"], "pull": ["r/m"], "pin": ["m"], "unpin": ["m"],
               "infer": ["p"], "cancel": ["r"], "completion": ["zsh"], "tokenize": ["t"],
               "detokenize": ["1"], "batch": ["i"], "swarm": ["--models", "a", "p"]}.get(name, [])  # fmt: skip
     common = ["--socket", "/s", "--timeout", "2.5", "--json"]

@@ -59,7 +59,7 @@ def test_only_credit_is_never_answered_and_only_streams_have_chunks() -> None:
 def test_commands_that_change_what_is_resident_or_registered_need_admin() -> None:
     admin = {op for op, command in CATALOGUE.items() if command.access is Access.ADMIN}
     residency = {"model.load", "model.unload", "model.switch", "model.pin", "model.unpin"}
-    assert admin == {"model.import", "model.remove", *residency}
+    assert admin == {"model.import", "model.pull", "model.remove", *residency}
     assert Access.READ < Access.USE < Access.ADMIN
 
 

@@ -191,7 +191,7 @@ def test_ranges_in_words(bounds: msgspec.Meta, text: str) -> None:
     assert document.type_text(types.type_info(Annotated[int, bounds])) == text
 
 
-@pytest.mark.parametrize("vague", [Any, object, dict, bytes])
+@pytest.mark.parametrize("vague", [Any, object, dict, bytearray])
 def test_a_type_that_says_nothing_cannot_be_documented(vague: Any) -> None:
     with pytest.raises(TypeError, match="cannot document"):
         document.type_text(types.type_info(vague))

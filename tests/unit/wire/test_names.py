@@ -3,7 +3,7 @@
 import pytest
 
 from h2qd.wire.limits import NAME_CHARS_MAX
-from h2qd.wire.names import name_fault, shown, suggest_name
+from h2qd.wire.names import name_fault, shown, suggest_name, tagged
 
 
 @pytest.mark.parametrize("name", ["a", "0", "gemma3:270m-q4_k_m", "lib/qwen3", "a/b/c", "a.b", "x" * NAME_CHARS_MAX])
@@ -75,3 +75,17 @@ def test_shown_text_is_cut() -> None:
     assert shown("x" * 200) == "x" * 200
     assert shown("x" * 201) == "x" * 199 + "…"
     assert shown("abcdef", chars_max=3) == "ab…"
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("llama3.2", "llama3.2:latest"),
+        ("Llama3.2:3B", "llama3.2:3b"),
+        ("hf.co/Org/A-GGUF", "hf.co/org/a-gguf:latest"),
+        ("registry:5000/a", "registry:5000/a:latest"),
+    ],
+)
+def test_a_servers_name_has_the_tag_that_is_meant(name: str, full: str) -> None:
+    assert tagged(name) == full
+    assert tagged(full) == full

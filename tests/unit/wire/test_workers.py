@@ -7,7 +7,14 @@ import msgspec
 import pytest
 
 from h2qd.wire import workers as w
-from h2qd.wire.limits import LABEL_CHARS_MAX, LAYERS_MAX, WORKER_FRAME_BYTES_MAX
+from h2qd.wire.limits import (
+    LABEL_CHARS_MAX,
+    LAYERS_MAX,
+    TOOL_ARGUMENTS_CHARS_MAX,
+    TOOL_CALLS_MAX,
+    TOOL_NAME_CHARS_MAX,
+    WORKER_FRAME_BYTES_MAX,
+)
 from h2qd.wire.messages import ModelFacts
 
 MESSAGES: list[w.FromWorker] = [
@@ -19,6 +26,13 @@ MESSAGES: list[w.FromWorker] = [
 ]
 STREAM = b"".join(w.frame(message) for message in MESSAGES)
 NAN = float("nan")
+CALL = {"id": "a", "name": "t", "arguments": "{}"}
+ENDED = {
+    "t": "generated",
+    "finish": "stop",
+    **dict.fromkeys(("request", "prompt_tokens", "completion_tokens", "cached_tokens"), 1),
+    **dict.fromkeys(("prefill_ms", "first_token_ms", "decode_ms"), 1.0),
+}
 
 
 def pack(value: object) -> bytes:
@@ -87,6 +101,11 @@ def test_text_that_is_no_unicode_cannot_be_sent() -> None:
         {"t": "inspected", "sha256": "", "identity": [], "facts": {"heads": [0] * (LAYERS_MAX + 1)}},
         {"t": "inspected", "sha256": "", "identity": [], "facts": {"sliding": [True] * (LAYERS_MAX + 1)}},
         {"t": "generated", "request": 1, "finish": "stop"},
+        {**ENDED, "tool_calls": [CALL] * (TOOL_CALLS_MAX + 1)},
+        {**ENDED, "tool_calls": [{**CALL, "name": ""}]},
+        {**ENDED, "tool_calls": [{**CALL, "id": "x" * (TOOL_NAME_CHARS_MAX + 1)}]},
+        {**ENDED, "tool_calls": [{**CALL, "arguments": "x" * (TOOL_ARGUMENTS_CHARS_MAX + 1)}]},
+        {**ENDED, "tool_calls": [{"id": "a", "name": "t"}]},
         {"t": "loading", "fraction": 0.5, "more": 1},
         {"t": "loadmodel", "backend": "llama", "path": "/", "ctx": 1},
         {"t": "forked", "worker": 1, "pid": 2},
@@ -96,6 +115,12 @@ def test_text_that_is_no_unicode_cannot_be_sent() -> None:
 def test_what_a_worker_may_not_say(said: dict[str, Any]) -> None:
     with pytest.raises(w.UNREADABLE):
         w.from_worker.decode(pack(said))
+
+
+def test_calls_within_the_bounds_are_taken() -> None:
+    said = w.from_worker.decode(pack({**ENDED, "tool_calls": [CALL] * TOOL_CALLS_MAX}))
+    assert isinstance(said, w.Generated)
+    assert said.tool_calls[-1] == w.ToolCall("a", "t", "{}")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,14 @@ def test_conversations_count_all_turns(tmp_path: Path) -> None:
     assert len(prefills) == 10
 
 
+def test_what_goes_beyond_text_is_refused_by_name(tmp_path: Path) -> None:
+    engine = loaded(tmp_path)
+    with pytest.raises(EngineError, match="cannot use think here") as caught:
+        engine.submit(Generate(1, 1, Sampler(), turns=[Turn("user", "hi")], think="low"))
+    assert caught.value.code == "unsupported"
+    assert not engine.busy
+
+
 def test_prompts_over_the_context_are_refused(tmp_path: Path) -> None:
     engine = loaded(tmp_path, prompt_tokens=65)
     with pytest.raises(EngineError) as caught:
