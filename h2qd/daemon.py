@@ -18,7 +18,8 @@ import zmq
 from h2qd import policy
 from h2qd.config import Config
 from h2qd.core.effects import Clock, Timer
-from h2qd.core.events import ForgetAsked, ModelRegistered, StopAsked, TimerFired
+from h2qd.core.events import ForgetAsked, ModelRegistered, ServerAsked, StopAsked, TimerFired
+from h2qd.core.records import Fault
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
 from h2qd.runtime import remotes, views
@@ -127,6 +128,7 @@ class Daemon:
             self._missing,
             self._remote_has,
             self._remote_lost,
+            self._remote_asked,
         )
         self._restoration = Restoration(
             self._supervisor, self._remotes, self._manifests, loads=config.residency.restore
@@ -177,6 +179,7 @@ class Daemon:
             self._heap.trim,
             self._ended.set,
             self._commands.fall_back,
+            self._remotes.ask,
         )
         self._supervisor.settled = self._refresh
         self._server: Server | None = None
@@ -326,11 +329,15 @@ class Daemon:
         )
         traits = policy.traits(self._config, manifest.name)
         lessons = tuple(manifest.lessons)
-        self._supervisor.post(ModelRegistered(self._loop.time(), manifest.name, shape, ctx, traits, lessons))
+        now = self._loop.time()
+        self._supervisor.post(ModelRegistered(now, manifest.name, shape, ctx, traits, lessons, manifest.remote))
 
     def _remote_has(self, manifest: Manifest) -> None:
         self._manifests[manifest.name] = manifest
         self._model_registered(manifest)
+
+    def _remote_asked(self, name: str, fault: Fault | None) -> None:
+        self._supervisor.post(ServerAsked(self._loop.time(), name, fault))
 
     def _remote_lost(self, name: str) -> None:
         """A server no longer has it: it is forgotten, unless it is in use."""

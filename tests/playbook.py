@@ -25,6 +25,7 @@ from operator import attrgetter
 from typing import Self, TypeAlias
 
 from h2qd.core.effects import (
+    AskServer,
     ClearTimer,
     Clock,
     Complete,
@@ -59,6 +60,7 @@ from h2qd.core.events import (
     Recalled,
     RequestAbandoned,
     RequestArrived,
+    ServerAsked,
     StopAsked,
     TimerFired,
     WorkerExited,
@@ -241,9 +243,15 @@ def registered(
     ctx: int = CTX,
     traits: Traits = EXACT,
     lessons: tuple[Lesson, ...] = (),
+    server: str = "",
 ) -> Cue:
     """A model is registered, or registered anew."""
-    return lambda s: ModelRegistered(s.now, model, shape, ctx, traits, lessons)
+    return lambda s: ModelRegistered(s.now, model, shape, ctx, traits, lessons, server)
+
+
+def asked(server: str, fault: Fault | None = None) -> Cue:
+    """A server told what it has, or did not."""
+    return lambda s: ServerAsked(s.now, server, fault)
 
 
 def forget(request: int, model: str) -> Cue:
@@ -311,6 +319,11 @@ def trims() -> Expected:
 def learns(model: str) -> Expected:
     """Keep what a model's loads were measured to take."""
     return Expected(Learn, {"model": model})
+
+
+def asks(server: str, at: float) -> Expected:
+    """Ask a server what it has."""
+    return Expected(AskServer, {"server": server, "at": at})
 
 
 def pinned_told(request: int, model: str, *, pinned: bool = True, changed: bool = True) -> Expected:

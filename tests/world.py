@@ -14,6 +14,7 @@ from typing import assert_never
 from h2qd.core import budget
 from h2qd.core.admission import satisfies
 from h2qd.core.effects import (
+    AskServer,
     ClearTimer,
     Clock,
     Complete,
@@ -47,6 +48,7 @@ from h2qd.core.events import (
     Recalled,
     RequestAbandoned,
     RequestArrived,
+    ServerAsked,
     StopAsked,
     TimerFired,
     WorkerExited,
@@ -64,6 +66,7 @@ HELD = 2**30
 PARKED = 2**27
 CRASH = Fault("worker_crashed", "the process died")
 UNREADABLE = Fault("load_failed", "the file cannot be read")
+NOBODY = Fault("remote_unreachable", "cannot connect to the server", away=True)
 
 
 @dataclass
@@ -118,6 +121,7 @@ class World:
     granted_at: dict[int, float] = field(default_factory=dict)
     remembered: Memory = field(default_factory=Memory)
     learned: dict[str, tuple[Lesson, ...]] = field(default_factory=dict)
+    asks: dict[str, float] = field(default_factory=dict)
     exited: bool = False
     steps: int = 0
     loads: int = 0
@@ -198,6 +202,11 @@ class World:
         """A worker is done with a request."""
         del self.generations[generation.request]
         self.feed(GenerationEnded(self.now, generation.request, fault))
+
+    def asked(self, server: str, fault: Fault | None = None) -> None:
+        """A server told what it has, or did not."""
+        self.asks.pop(server, None)
+        self.feed(ServerAsked(self.now, server, fault))
 
     def fire(self, timer: Timer) -> None:
         """A timer goes off at its time; the clock moves on to it."""
@@ -328,6 +337,9 @@ class World:
             case Learn():
                 assert effect.lessons != self.learned[effect.model], "what is known already is learned again"
                 self.learned[effect.model] = effect.lessons
+            case AskServer():
+                assert effect.at >= self.now, "a server is to be asked in the past"
+                self.asks[effect.server] = effect.at
             case TrimCaches():
                 pass
             case TellForgotten():
@@ -429,6 +441,8 @@ class World:
                 assert worker.parked == (model.status is Status.PARKED or (worker.parked and worker.leaving))
         self._check_memory(state)
         assert self._statuses == {m.name: m.status for m in state.models.values()}
+        away = {name for name, breaker in state.breakers.items() if breaker.retry_at is not None}
+        assert away <= self.asks.keys(), "a server is away, and nobody asks it again"
         assert not self._forgets, "a removal has no answer"
         assert not self._pins, "a pin has no answer"
         assert self.exited == state.stopped

@@ -31,11 +31,20 @@ def lines(explain: m.Explain, *, width: int | None) -> Iterator[str]:
     pairs: list[tuple[str, object]] = [("model", explain.model), ("state", explain.state), ("reason", explain.reason)]
     if explain.failures:
         pairs += [("failures", explain.failures), ("next try in", text.duration(explain.retry_after_ms))]
+    if explain.server is not None:
+        pairs.append(("server", _server(explain.server)))
     yield from facts(pairs)
     if explain.story:
         yield ""
         rows = [[text.moment(line.at_ms), line.was, line.now, _why(line)] for line in explain.story]
         yield from table(["AT", "FROM", "TO", "WHY"], rows, width)
+
+
+def _server(row: m.ServerRow) -> str:
+    if row.breaker == "closed":
+        return f"{row.name}, {row.failures} requests in a row failed: {row.reason}"
+    when = "just now" if row.breaker == "half-open" else f"in {text.duration(row.retry_after_ms)}"
+    return f"{row.name} is away ({row.breaker}), asked again {when}: {row.reason}"
 
 
 def _why(line: m.StoryLine) -> str:

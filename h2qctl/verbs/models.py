@@ -32,7 +32,7 @@ def lines(models: m.Models, *, wide: bool, width: int | None) -> list[str]:
     rows: list[list[object]] = [
         [
             row.name,
-            row.state if row.available else "missing",
+            row.state if row.available or row.state == "missing" else f"{row.state},away",
             text.size(row.size_bytes),
             row.quantization,
             text.count(row.parameters),

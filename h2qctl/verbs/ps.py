@@ -33,7 +33,7 @@ def lines(ps: m.Ps, *, wide: bool, width: int | None) -> Iterator[str]:
     rows: list[list[object]] = [
         [
             row.name,
-            f"{row.state},pinned" if row.pinned else row.state,
+            ",".join((row.state, *["pinned"] * row.pinned, *["away"] * (not row.available))),
             text.size(row.planned_bytes if row.size_bytes is None else row.size_bytes),
             row.ctx,
             row.device,

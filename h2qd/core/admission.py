@@ -7,7 +7,7 @@ Each request ends up in one of four places: granted (it runs), joined (a load it
 import difflib
 from dataclasses import replace
 
-from h2qd.core import evict
+from h2qd.core import breakers, evict
 from h2qd.core.effects import TellCold, TellResident
 from h2qd.core.failures import forget_failures, held_back
 from h2qd.core.offers import effective_ctx, offer_for
@@ -31,7 +31,7 @@ def admit(turn: Turn, ticket: Ticket) -> None:
     3. The model is not registered: refused.
     4. A load would be needed that cannot fit, not even with less than was asked for, nor as a variant (refused, with
        the plan); or the device is short of memory, or the model failed lately and is left alone (refused, with the
-       time to wait; a reset clears the latter first).
+       time to wait; a reset clears the latter first). So it is where the server that runs the model is away.
     5. It wants a pinned model cold, and not by force: refused.
     6. As many requests as may already wait for the same: refused. Each want has its own bound, so that a
        crowd of inferences does not keep anybody from unloading the model.
@@ -65,6 +65,8 @@ def _load_of(turn: Turn, model: Model, ticket: Ticket) -> Ticket | Fault:
     if ticket.reset:
         forget_failures(turn, model)
         model = turn.model(model.name)
+    if ticket.want is Want.INFER and (gone := breakers.away(turn.state, model, turn.now)) is not None:
+        return gone
     fault = _need_fault(turn, model, ticket)
     if fault is None:
         return ticket
@@ -101,6 +103,8 @@ def no_such_model(state: State, name: str) -> Fault:
 
 def load_offer(turn: Turn, model: Model, ticket: Ticket) -> Terms | Fault:
     """What the load that a ticket needs would be given now, or why it may not begin."""
+    if (gone := breakers.away(turn.state, model, turn.now)) is not None:
+        return gone
     if not turn.state.guard.admits_loads:
         level = turn.state.guard.level.name.lower()
         return Fault(
@@ -147,9 +151,16 @@ def less_than_asked(model: Model, ticket: Ticket) -> tuple[str, ...]:
 
 
 def serve(turn: Turn) -> None:
-    """Answer and grant everything that can be: residency that is there, free slots, models that are cold."""
+    """Answer and grant everything that can be: residency that is there, free slots, models that are cold.
+
+    Work for models of a server that is away is refused, unless a load is about to tell more.
+    """
     for name in turn.state.waiting.by_model:
         model = turn.model(name)
+        gone = breakers.away(turn.state, model, turn.now)
+        if gone is not None and model.status is not Status.LOADING:
+            for ticket in turn.waiting_for(name, Want.INFER):
+                turn.refuse(ticket, gone)
         if model.status not in HOLDING:
             tell_cold(turn, name)
         elif model.status is Status.READY:

@@ -186,6 +186,14 @@ class Learn:
 
 
 @dataclass(frozen=True, slots=True)
+class AskServer:
+    """Ask a server what it has, at `at`; ends in ServerAsked."""
+
+    server: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrimCaches:
     """Give back whatever memory the daemon itself can do without."""
 
@@ -213,6 +221,7 @@ Effect: TypeAlias = (
     | Publish
     | Remember
     | Learn
+    | AskServer
     | TrimCaches
     | Exit
 )

@@ -14,7 +14,10 @@ from h2qd.core.records import Fault, Kept, Ticket, Traits
 
 @dataclass(frozen=True, slots=True)
 class ModelRegistered:
-    """A model can be used from now on, with a context of `ctx` tokens unless a load says otherwise."""
+    """A model can be used from now on, with a context of `ctx` tokens unless a load says otherwise.
+
+    `server`: who runs it, empty: this device.
+    """
 
     now: float
     name: str
@@ -22,6 +25,16 @@ class ModelRegistered:
     ctx: int
     traits: Traits = field(default_factory=Traits)
     lessons: tuple[Lesson, ...] = ()
+    server: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAsked:
+    """A server told what it has (`fault` is None), or did not."""
+
+    now: float
+    server: str
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +185,7 @@ class StopAsked:
 
 Event: TypeAlias = (
     ModelRegistered
+    | ServerAsked
     | Recalled
     | PinAsked
     | ForgetAsked

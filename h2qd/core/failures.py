@@ -2,9 +2,11 @@
 
 A first crash costs nothing: the next request loads again. Failures in a row wait `backoff_first_s`, doubling to
 `backoff_max_s`; `breaker_count` of them within `breaker_window_s` open the breaker: then only a reset helps
-before the wait is over. A model that was ready for `stable_s` starts with a clean slate.
+before the wait is over. A model that was ready for `stable_s` starts with a clean slate. A load that found nobody
+at its server says nothing against the model: that is for the server's own breaker (`breakers`).
 """
 
+from h2qd.core import breakers
 from h2qd.core.records import Fault, Model, Rules
 from h2qd.core.states import Move, Status
 from h2qd.core.turn import Turn
@@ -14,6 +16,9 @@ def record_failure(turn: Turn, model: Model, fault: Fault) -> Model:
     """Move a model out of LOADING, READY or DRAINING after `fault`, and set when it may be tried again."""
     rules = turn.state.rules
     was_ready = model.status is not Status.LOADING
+    if breakers.is_nobody(fault):
+        gone = {"worker": None, "held_bytes": 0, "planned_bytes": 0, "leaving": "", "reason": fault.message}
+        return turn.move(model.name, Move.FAIL, fault.message, **gone)
     stable = was_ready and turn.now - model.loaded_at >= rules.stable_s
     recent = () if stable else _recent(model, turn.now, rules)
     failures = (*recent, turn.now)[-rules.breaker_count :]
@@ -38,7 +43,9 @@ def record_failure(turn: Turn, model: Model, fault: Fault) -> Model:
 
 
 def forget_failures(turn: Turn, model: Model) -> None:
-    """Give a model a clean slate, because a person asked."""
+    """Give a model, and the server that runs it, a clean slate, because a person asked."""
+    breakers.close(turn, model.server)
+    model = turn.model(model.name)
     turn.change(model.name, failures=(), retry_at=0.0, broken=False, reason="")
     if model.status is Status.FAILED:
         turn.move(model.name, Move.RESET)

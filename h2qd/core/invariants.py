@@ -92,6 +92,15 @@ def _broken_line(state: State) -> Iterator[str]:
         for want in Want:
             if len(state.waiting.of(name, want)) > state.rules.queue_max:
                 yield f"more requests of kind {want} wait for {name} than may"
+        model = state.models.get(name)
+        if model is not None and _is_refused(state, model) and state.waiting.of(name, Want.INFER):
+            yield f"work waits for {name}, whose server is away"
+
+
+def _is_refused(state: State, model: Model) -> bool:
+    """Whether a model's server is away, and no load is about to tell more."""
+    breaker = state.breakers.get(model.server)
+    return breaker is not None and breaker.retry_at is not None and model.status is not Status.LOADING
 
 
 def _broken_running(state: State) -> Iterator[str]:

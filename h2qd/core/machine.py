@@ -11,7 +11,7 @@ the device's memory with one act. Called by `runtime.supervisor` only; pure.
 from dataclasses import replace
 from typing import assert_never
 
-from h2qd.core import admission, drafting, ending, leaving, lessons, outcome, relief, switching
+from h2qd.core import admission, breakers, drafting, ending, leaving, lessons, outcome, relief, switching
 from h2qd.core.effects import (
     ClearTimer,
     Clock,
@@ -36,6 +36,7 @@ from h2qd.core.events import (
     Recalled,
     RequestAbandoned,
     RequestArrived,
+    ServerAsked,
     StopAsked,
     TimerFired,
     WorkerExited,
@@ -58,6 +59,8 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
     match event:
         case ModelRegistered():
             _register(turn, event)
+        case ServerAsked():
+            breakers.looked(turn, event.server, event.fault)
         case Recalled():
             _recall(turn, event)
         case PinAsked():
@@ -120,10 +123,17 @@ def _tell_phase(turn: Turn, before: Switch | None, after: Switch | None) -> None
 def _register(turn: Turn, event: ModelRegistered) -> None:
     known = turn.state.models.get(event.name)
     if known is not None:
-        turn.change(event.name, shape=event.shape, ctx=event.ctx, traits=event.traits, lessons=event.lessons)
+        turn.change(
+            event.name,
+            shape=event.shape,
+            ctx=event.ctx,
+            traits=event.traits,
+            lessons=event.lessons,
+            server=event.server,
+        )
         turn.state = replace(turn.state, models=drafting.resolved(turn.state.models))
         return
-    model = Model(event.name, event.shape, event.ctx, event.traits, event.lessons, since=event.now)
+    model = Model(event.name, event.shape, event.ctx, event.traits, event.lessons, event.server, since=event.now)
     turn.state = replace(turn.state, models=drafting.resolved({**turn.state.models, event.name: model}))
     turn.emit(Publish("model", "model.registered", event.name))
 
@@ -187,6 +197,8 @@ def _generation_ended(turn: Turn, event: GenerationEnded) -> None:
     if running is None:
         return
     fault = running.ending or event.fault
+    if running.ending is None:  # how one ends that was told to says nothing of its server
+        breakers.request_ended(turn, turn.model(running.ticket.model).server, fault)
     if fault is None:
         turn.complete(running)
     else:
@@ -231,6 +243,7 @@ def _worker_ready(turn: Turn, event: WorkerReady) -> None:
         loaded_at=turn.now,
     )
     _learn(turn, model, exercised=False)
+    breakers.load_ended(turn, model.server, None)
     outcome.loaded(turn, turn.model(model.name))
 
 
@@ -298,6 +311,7 @@ def _worker_exited(turn: Turn, event: WorkerExited) -> None:
         turn.refuse(running.ticket, running.ending or event.fault)
     model = record_failure(turn, model, event.fault)
     if was is Status.LOADING:
+        breakers.load_ended(turn, model.server, event.fault)
         outcome.load_failed(turn, model, event.fault)
 
 

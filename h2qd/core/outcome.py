@@ -7,7 +7,7 @@ by `switching` where it gives up.
 
 from dataclasses import replace
 
-from h2qd.core import budget
+from h2qd.core import breakers, budget
 from h2qd.core.admission import less_than_asked, satisfies, satisfies_with, tell_cold
 from h2qd.core.effects import TellResident
 from h2qd.core.failures import held_back
@@ -95,7 +95,9 @@ def _fallback(turn: Turn, switch: Switch) -> str | None:
     model = turn.model(name)
     fits = switch.fallback_terms.planned_bytes <= budget.free(turn.state, {name})
     going = model.status is Status.UNLOADING  # it was parked, and has to go all the same
-    if going or held_back(model, turn.now, explicit=True) or not fits or not turn.state.guard.admits_loads:
+    if going or not fits or not turn.state.guard.admits_loads:
+        return None
+    if held_back(model, turn.now, explicit=True) or breakers.away(turn.state, model, turn.now):
         return None
     return name
 

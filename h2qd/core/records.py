@@ -99,7 +99,8 @@ class Model:
     what the worker made of that, which may be rounded. `loaded_at`: when it last became ready, `idle_since`: when its
     last work ended, None while it has some. `leaving`: why it goes as soon as its work has ended, `expires_at`: when
     it goes for being idle. `file_bytes` of what it holds are pages of files, which the kernel can take back.
-    `lessons`: what loads of it were measured to take. `draft`: the model that its traits name as its draft.
+    `lessons`: what loads of it were measured to take. `server`: who runs it, empty: this device. `draft`: the model
+    that its traits name as its draft.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Model:
     ctx: int
     traits: Traits = field(default_factory=Traits)
     lessons: tuple[Lesson, ...] = ()
+    server: str = ""
     draft: Draft | None = None
     pinned: bool = False
     status: Status = Status.COLD
@@ -208,13 +210,32 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a request got no answer. `code` is one of the protocol's error codes; `fix` may say more than its hint."""
+    """Why a request got no answer. `code` is one of the protocol's error codes; `fix` may say more than its hint.
+
+    `away`: the server that was to answer is not there, or fails whatever it is asked.
+    """
 
     code: str
     message: str
     because: tuple[str, ...] = ()
     retry_after_s: float | None = None
     fix: str = ""
+    away: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """What speaks against a server; one that has none is well.
+
+    `failures`: when requests failed, in a row. It is open, from `since` on, while `retry_at` is set: when the server
+    is looked at again, for the `looks`th time.
+    """
+
+    failures: tuple[float, ...] = ()
+    looks: int = 0
+    retry_at: float | None = None
+    since: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +350,7 @@ class State:
 
     `limit_bytes`: what models may hold in all; `available_bytes`: what is free here beside what models are known to
     hold. `grants` orders clients by their last grant, or their first arrival since: who has the least goes next.
-    Beside that stands when they were served last.
+    Beside that stands when they were served last. `breakers`: of the servers that something speaks against.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -347,3 +368,4 @@ class State:
     remembered: Memory = field(default_factory=Memory)
     serial: int = 0
     grants: Mapping[int, tuple[int, float]] = field(default_factory=dict)
+    breakers: Mapping[str, Breaker] = field(default_factory=dict)

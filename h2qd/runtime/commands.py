@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import msgspec
 
 from h2qd import __version__
+from h2qd.core import breakers
 from h2qd.core.admission import SHUTTING_DOWN, no_such_model
 from h2qd.core.events import ForgetAsked, PinAsked, RequestAbandoned, RequestArrived
 from h2qd.core.records import Fault, Ticket, Want
@@ -267,21 +268,24 @@ class Commands:
         self._calls.reply(call, reply)
 
     def _list(self, call: Call, _: m.Empty) -> None:
-        models = self._supervisor.state.models
-        rows = [views.model_row(self._manifests[name], model) for name, model in models.items()]
+        state = self._supervisor.state
+        models = state.models
+        rows = [views.model_row(state, self._manifests[name], model) for name, model in models.items()]
         rows += [row for name, row in self._missing.items() if name not in models]
         self._calls.reply(call, m.Models(sorted(rows, key=lambda row: row.name)))
 
     def _show(self, call: Call, ask: m.OfModel) -> None:
         name = self._known(ask.model)
-        model, manifest = self._supervisor.state.models[name], self._manifests[name]
-        row = views.model_row(manifest, model)
+        state, manifest = self._supervisor.state, self._manifests[name]
+        model = state.models[name]
+        row = views.model_row(state, manifest, model)
         adapters = [m.AdapterRow(file.name, file.path, file.size_bytes) for file in self._adapters.files(name)]
         shown_model = m.Show(row, manifest.facts, manifest.sha256, model.ctx, manifest.imported_at_ms, adapters)
         self._calls.reply(call, shown_model)
 
     def _explain(self, call: Call, ask: m.OfModel) -> None:
-        self._calls.reply(call, views.explain(self._supervisor.state.models[self._known(ask.model)]))
+        state = self._supervisor.state
+        self._calls.reply(call, views.explain(state, state.models[self._known(ask.model)]))
 
     def _plan(self, call: Call, ask: m.PlanAsk) -> None:
         state = self._supervisor.state
@@ -297,8 +301,10 @@ class Commands:
     def _unknown(self, name: str) -> Fault:
         if (row := self._missing.get(name)) is not None:
             return Fault("file_not_found", f"cannot use {name}: {row.reason}")
-        if (row := self._missing.get(f"{name.partition('/')[0]}/*")) is not None:
-            return Fault("remote_unreachable", f"cannot use {shown(name)}: {row.reason}")
+        server = name.partition("/")[0]
+        if (row := self._missing.get(f"{server}/*")) is not None:
+            wait_s = breakers.patience_s(self._supervisor.state, server, self._now())
+            return Fault("remote_unreachable", f"cannot use {shown(name)}: {row.reason}", retry_after_s=wait_s)
         return replace(no_such_model(self._supervisor.state, shown(name)), fix=self._remotes.how_to_get(name))
 
     # --- models and residency ---------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import assert_never
 import msgspec
 
 from h2qd.core.effects import (
+    AskServer,
     ClearTimer,
     Complete,
     Effect,
@@ -66,6 +67,7 @@ class Performer:
         trim: Callable[[], None],
         on_exit: Callable[[], None],
         otherwise: Callable[[Call, Fault], bool],
+        ask_server: Callable[[str, float], None],
     ) -> None:
         self._calls = calls
         self._residents = residents
@@ -77,6 +79,7 @@ class Performer:
         self._trim = trim
         self._on_exit = on_exit
         self._otherwise = otherwise
+        self._ask_server = ask_server
 
     def __call__(self, effect: Effect) -> None:
         """Perform one effect. Nothing here waits."""
@@ -147,6 +150,8 @@ class Performer:
                 self._write(lambda: self._registry.remember(memory))
             case Learn(model=model, lessons=lessons):
                 self._learn(model, lessons)
+            case AskServer(server=server, at=at):
+                self._ask_server(server, at)
             case TrimCaches():
                 self._trim()
             case Exit():

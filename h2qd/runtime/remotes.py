@@ -1,15 +1,17 @@
 """The servers of the configuration: what they have, as models in the one list, and how a worker is to speak to them.
 
-Each server is asked by a worker (`errands`) at the start and every so often. What it has is registered under
-`REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the reason, its models
-staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the task of each server,
-and by `pulls` and `commands`, which ask what a name means there.
+Each server is asked by a worker (`errands`) at the start, every so often, and when the core wants it. What it has is
+registered under `REMOTE/NAME`; what it no longer has is forgotten, and one that cannot be asked is told of with the
+reason, its models staying as they were. Keys are not read here, only missed. Called by the daemon, which owns the
+task of each server, and by `pulls` and `commands`, which ask what a name means there.
 Invariant: nothing of a server is kept on disk.
 """
 
 import asyncio
+import contextlib
 import difflib
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +43,8 @@ _TYPED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 class Remotes:
     """Asks the servers and keeps `manifests` and `missing` in step; `registered` and `gone` are told of what changed.
 
-    `environ` is the daemon's environment: keys are looked for in it, not read.
+    `asked` is told of each time that a server was asked, and whether it answered. `environ` is the daemon's
+    environment: keys are looked for in it, not read.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Remotes:
         missing: dict[str, m.ModelRow],
         registered: Callable[[Manifest], None],
         gone: Callable[[str], None],
+        asked: Callable[[str, Fault | None], None],
     ) -> None:
         self._remotes = remotes
         self._errands = errands
@@ -61,19 +65,41 @@ class Remotes:
         self._missing = missing
         self._registered = registered
         self._gone = gone
+        self._asked = asked
         self._targets = targets(remotes)
         self._lists = dict.fromkeys(remotes, 0)
         self._looked = {name: asyncio.Event() for name in remotes}
+        self._wanted = {name: asyncio.Event() for name in remotes}
+        self._wanted_at = dict.fromkeys(remotes, math.inf)
         self._answered = {name: asyncio.Event() for name in remotes}
 
     async def follow(self, name: str) -> None:
-        """Ask the server `name` now and then, for ever; sooner again after it could not be asked."""
+        """Ask the server `name` now and then, for ever; when the core says so; and sooner after it did not answer."""
         remote, wait_s = self._remotes[name], _RETRY_S_MIN
         while True:
-            reachable = await self._refresh(name)
+            self._wanted_at[name] = math.inf
+            answers = await self._refresh(name)
             self._looked[name].set()
-            wait_s = remote.refresh_s if reachable else min(2 * wait_s, remote.refresh_s)
-            await asyncio.sleep(wait_s)
+            wait_s = remote.refresh_s if answers else min(2 * wait_s, remote.refresh_s)
+            await self._rest(name, wait_s)
+
+    def ask(self, name: str, at: float) -> None:
+        """Have a server asked at `at` on the loop's clock, whenever else it would be."""
+        if name in self._remotes:
+            self._wanted_at[name] = at
+            self._wanted[name].set()
+
+    async def _rest(self, name: str, wait_s: float) -> None:
+        """Until it is time to ask: in `wait_s`, unless the core has said when."""
+        until = asyncio.get_running_loop().time() + wait_s
+        while True:
+            self._wanted[name].clear()
+            due = self._wanted_at[name] if self._wanted_at[name] < math.inf else until
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wanted[name].wait()
+                    continue
+            return
 
     async def looked(self, names: Iterable[str]) -> None:
         """Until the servers of the models `names` have been asked once, with whatever success."""
@@ -111,8 +137,8 @@ class Remotes:
             raise Refusal(
                 Fault("invalid_request", f"cannot pull {shown(name)}: it would not be offered here", fix=fix)
             )
-        if reason := self._lacking(remote):
-            raise Refusal(Fault("remote_unreachable", f"cannot pull {shown(name)}: {reason}"))
+        if (lacks := self._lacking(remote)) is not None:
+            raise Refusal(Fault("remote_unreachable", f"cannot pull {shown(name)}: {lacks.message}"))
         return server, model
 
     def how_to_get(self, name: str) -> str:
@@ -151,6 +177,7 @@ class Remotes:
             log.info("remote.available", remote=name)
         self._update(name, models)
         self._answered[name].set()
+        self._asked(name, None)
 
     def _no_server(self, name: str, server: str) -> Fault:
         what = f"there is no remote {shown(server)}" if server else "say which server is to fetch it: REMOTE/NAME"
@@ -162,31 +189,33 @@ class Remotes:
         return Fault("invalid_request", f"cannot pull {shown(name)}: {what}", (because,), fix=fix)
 
     async def _refresh(self, name: str) -> bool:
-        reason = self._lacking(self._remotes[name])
+        fault = self._lacking(self._remotes[name])
         listed: Listed | None = None
         lists = self._lists[name]
-        if not reason:
+        if fault is None:
             try:
                 listed = await self._errands.run(ListModels(self._targets[name]), name, Listed, lambda _: None)
             except Refusal as refusal:
-                reason = refusal.fault.message
-        if listed is None:
-            row = _unavailable(name, self._remotes[name], shown(reason, 300))
+                fault = refusal.fault
+        if fault is not None:
+            row = _unavailable(name, self._remotes[name], shown(fault.message, 300))
             if self._missing.get(row.name) != row:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
+            self._asked(name, fault)
             return False
-        if self._lists[name] == lists:  # else a pull ended meanwhile, and knows better
+        if listed is not None and self._lists[name] == lists:  # else a pull ended meanwhile, and knows better
             self.learn(name, listed.models)
         return True
 
-    def _lacking(self, remote: Remote) -> str:
+    def _lacking(self, remote: Remote) -> Fault | None:
         """What is missing before the server can be asked at all."""
         if remote.key_env and not self._environ.get(remote.key_env):
-            return f"the variable {remote.key_env} is not set: it is to hold the key"
+            return Fault("load_failed", f"the variable {remote.key_env} is not set: it is to hold the key")
         if remote.key_credential and not self._environ.get("CREDENTIALS_DIRECTORY"):
-            return f"there are no systemd credentials, of which {remote.key_credential} is to hold the key"
-        return ""
+            what = f"there are no systemd credentials, of which {remote.key_credential} is to hold the key"
+            return Fault("load_failed", what)
+        return None
 
     def _update(self, name: str, models: list[RemoteModel]) -> None:
         remote = self._remotes[name]

@@ -103,6 +103,7 @@ class Reports:
                 layers=self._layers(own_bytes),
             ),
             degraded=list(self._degraded()),
+            servers=[views.server_row(name, breaker) for name, breaker in sorted(state.breakers.items())],
         )
 
     def _degraded(self) -> Iterator[str]:
@@ -114,9 +115,12 @@ class Reports:
         yield from self._watch.complaints(sum(x.held_bytes for x in state.models.values()))
         if self._containers.trouble:
             yield f"nothing keeps a worker to its plan: {self._containers.trouble}"
+        away = {name: breaker for name, breaker in state.breakers.items() if breaker.retry_at is not None}
         for name, row in self._missing.items():
-            if name not in state.models:
+            if name not in state.models and name.removesuffix("/*") not in away:
                 yield f"{name} cannot be used: {row.reason}"
+        for name, breaker in away.items():
+            yield views.server_away(views.server_row(name, breaker))
         for name in self._exposed:
             yield f"the key of {name} travels in plain text: its url is not https"
 

@@ -343,9 +343,9 @@ class Residents:
                 self._saved(resident, message)
             case HeldElsewhere():
                 self._held_elsewhere(resident, message)
-            case GenerationFailed(request=request, code=code, message=text):
+            case GenerationFailed(request=request, code=code, message=text, away=away):
                 known = code if code in CODES else "generation_failed"
-                self._post(GenerationEnded(self._now(), request, Fault(known, shown(text, 1000))))
+                self._post(GenerationEnded(self._now(), request, Fault(known, shown(text, 1000), away=away)))
             case Prefilling(request=request, done=done, total=total):
                 if (call := self._calls.get(request)) is not None and total > 0:
                     call.prefilled = min(1.0, done / total)

@@ -4,10 +4,10 @@ import dataclasses
 import time
 from typing import Any
 
-from h2qd.core import budget, evict
+from h2qd.core import breakers, budget, evict
 from h2qd.core.effects import TellResident
 from h2qd.core.offers import has_draft, learned_bytes, offer_for, plan_of
-from h2qd.core.records import Fault, Model, Phase, Released, State, Terms, Ticket, Want
+from h2qd.core.records import Breaker, Fault, Model, Phase, Released, State, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, Status
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.residents import Residents
@@ -83,6 +83,7 @@ def progress(state: State, residents: Residents, call: Call) -> m.Progress:
 def resident_row(state: State, residents: Residents, model: Model) -> m.ResidentRow:
     """A model that holds memory."""
     held = model.held_bytes or None
+    away = away_reason(state, model)
     return m.ResidentRow(
         name=model.name,
         state=model.status.value,
@@ -96,11 +97,12 @@ def resident_row(state: State, residents: Residents, model: Model) -> m.Resident
         pid=residents.pid(model.worker) if model.worker is not None else None,
         running=sum(r.ticket.model == model.name for r in state.running.values()),
         waiting=sum(t.model == model.name for t in state.waiting),
-        reason=model.leaving,
+        reason=model.leaving or away,
         pinned=model.pinned,
         kv_type=model.terms.kv_type,
         limit_bytes=residents.limit_bytes(model.worker) if model.worker is not None else None,
         degraded=list(model.terms.less),
+        available=not away,
     )
 
 
@@ -168,9 +170,10 @@ def switch_view(state: State) -> m.SwitchView | None:
     return m.SwitchView(switch.target, switch.phase.value, list(switch.victims), age)
 
 
-def model_row(manifest: Manifest, model: Model) -> m.ModelRow:
+def model_row(state: State, manifest: Manifest, model: Model) -> m.ModelRow:
     """A registered model."""
     facts = manifest.facts
+    away = away_reason(state, model)
     return m.ModelRow(
         name=model.name,
         type=manifest.backend if manifest.remote else "local",
@@ -181,7 +184,34 @@ def model_row(manifest: Manifest, model: Model) -> m.ModelRow:
         quantization=facts.quantization,
         parameters=facts.parameters,
         context_length=facts.context_length,
-        reason=model.reason if model.status is Status.FAILED else "",
+        available=not away,
+        reason=away or (model.reason if model.status is Status.FAILED else ""),
+    )
+
+
+def away_reason(state: State, model: Model) -> str:
+    """Why a model's server is not asked; empty while it is."""
+    breaker = state.breakers.get(model.server)
+    if breaker is None or breaker.retry_at is None:
+        return ""
+    return f"its {server_away(server_row(model.server, breaker))}"
+
+
+def server_away(row: m.ServerRow) -> str:
+    """A server that is not asked, in words."""
+    when = "just now" if row.breaker == "half-open" else f"in {(row.retry_after_ms or 0) / 1000:.1f} s"
+    return f"server {row.name} is away and asked again {when}: {row.reason}"
+
+
+def server_row(name: str, breaker: Breaker) -> m.ServerRow:
+    """What speaks against a server."""
+    now = time.monotonic()
+    return m.ServerRow(
+        name=name,
+        breaker=breakers.position(breaker, now),
+        failures=len(breaker.failures),
+        reason=breaker.reason,
+        retry_after_ms=None if breaker.retry_at is None else _ms(breakers.retry_s(breaker, now)),
     )
 
 
@@ -193,9 +223,10 @@ def missing_row(name: str, path: str, reason: str) -> m.ModelRow:
     )
 
 
-def explain(model: Model) -> m.Explain:
+def explain(state: State, model: Model) -> m.Explain:
     """The story of a model."""
     now = time.monotonic()
+    breaker = state.breakers.get(model.server)
     story = [m.StoryLine(_wall_ms(e.at), e.was.value, e.now.value, e.why, e.detail) for e in model.story]
     waits = model.status is Status.FAILED and model.retry_at > now
     return m.Explain(
@@ -205,6 +236,7 @@ def explain(model: Model) -> m.Explain:
         story=story,
         failures=len(model.failures),
         retry_after_ms=_ms(model.retry_at - now) if waits else None,
+        server=None if breaker is None else server_row(model.server, breaker),
     )
 
 

@@ -189,7 +189,7 @@ class Worker:
             self._take_pong(message)
         elif isinstance(message, LoadFailed):
             code = message.code if message.code in CODES else "load_failed"
-            self._fault = Fault(code, shown(message.message, 1000))
+            self._fault = Fault(code, shown(message.message, 1000), away=message.away)
             self._limit(self._patience.stop_grace_s, "did not go after its load had failed")
         elif isinstance(message, SavingSessions):
             self._saving()

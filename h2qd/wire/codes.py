@@ -215,7 +215,7 @@ _TABLE = (
         "remote_unreachable",
         EXIT_BUSY,
         True,
-        "the server that runs the model cannot be connected to, or broke off",
+        "the server that runs the model cannot be connected to, broke off, or was away lately and is left alone",
         "see that the server runs and that its url is right, then try again",
     ),
     # Outcomes of a request that was running.

@@ -117,7 +117,8 @@ class ResidentRow(Say, frozen=True):
     """A model that holds memory, or is on its way there or back. `size_bytes` is measured (PSS) once it is ready.
 
     `until_ms`: time left until it goes for being idle. `limit_bytes`: where the kernel ends its process.
-    `degraded`: what it was given less than asked for, in words.
+    `degraded`: what it was given less than asked for, in words. `available` is false, for `reason`, while the server
+    that runs it is away.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ResidentRow(Say, frozen=True):
     kv_type: str = "f16"
     limit_bytes: int | None = None
     degraded: list[str] = []
+    available: bool = True
 
 
 class RequestRow(Say, frozen=True):
@@ -195,8 +197,25 @@ class MemoryView(Say, frozen=True):
     layers: list[MemoryLayer] = []
 
 
+class ServerRow(Say, frozen=True):
+    """A server that models run on, and that something speaks against. `breaker`: closed, open or half-open.
+
+    Unless it is closed, requests for its models are refused, until it answered when it is asked again, in
+    `retry_after_ms`. `failures`: of requests, in a row.
+    """
+
+    name: str
+    breaker: Literal["closed", "open", "half-open"]
+    failures: int
+    reason: str
+    retry_after_ms: int | None = None
+
+
 class Status(Say, frozen=True):
-    """The daemon at a glance. `phase`: starting, serving or stopping. `degraded`: what is not as it should be."""
+    """The daemon at a glance. `phase`: starting, serving or stopping. `degraded`: what is not as it should be.
+
+    `servers`: those that something speaks against.
+    """
 
     version: str
     pid: int
@@ -211,6 +230,7 @@ class Status(Say, frozen=True):
     switch: SwitchView | None
     memory: MemoryView
     degraded: list[str] = []
+    servers: list[ServerRow] = []
 
 
 class DeviceRow(Say, frozen=True):
@@ -299,7 +319,7 @@ class ModelFacts(Say, frozen=True):
 class ModelRow(Say, frozen=True):
     """A registered model. `type`: local, ollama or openai; `path`: its file, or its name at the server that has it.
 
-    `available` is false, for `reason`, while its file cannot be used, or its server not be asked.
+    `available` is false, for `reason`, while its file cannot be used, or the server that runs it is away.
     """
 
     name: str
@@ -357,7 +377,10 @@ class StoryLine(Say, frozen=True):
 
 
 class Explain(Say, frozen=True):
-    """The story of a model's transitions, oldest first, and what it would take to go on."""
+    """The story of a model's transitions, oldest first, and what it would take to go on.
+
+    `server`: the one that runs it, where something speaks against that.
+    """
 
     model: str
     state: str
@@ -365,6 +388,7 @@ class Explain(Say, frozen=True):
     story: list[StoryLine]
     failures: int = 0
     retry_after_ms: int | None = None
+    server: ServerRow | None = None
 
 
 class PlanAsk(Ask, frozen=True):
@@ -990,7 +1014,7 @@ class Events(Ask, frozen=True):
 
 
 class Notice(Say, frozen=True):
-    """Something happened. `topic`: model, request, switch, memory or daemon.
+    """Something happened. `topic`: model, request, switch, memory, server or daemon.
 
     `missed` notices before it were dropped for this reader.
     """

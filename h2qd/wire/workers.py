@@ -377,10 +377,14 @@ class Parked(_Message, frozen=True):
 
 
 class LoadFailed(_Message, frozen=True):
-    """The model cannot be loaded; the worker exits. `code` is one of the public codes."""
+    """The model cannot be loaded; the worker exits. `code` is one of the public codes.
+
+    `away`: as in `GenerationFailed`.
+    """
 
     code: Word
     message: Reason
+    away: bool = False
 
 
 class Inspected(_Message, frozen=True):
@@ -501,11 +505,15 @@ class SessionsSaved(_Message, frozen=True):
 
 
 class GenerationFailed(_Message, frozen=True):
-    """The request cannot be answered; the worker goes on. `code` is one of the public codes."""
+    """The request cannot be answered; the worker goes on. `code` is one of the public codes.
+
+    `away`: nobody was there to answer, or the server failed (5xx, 408): that may be so for all that it is asked.
+    """
 
     request: Count
     code: Word
     message: Reason
+    away: bool = False
 
 
 class Pong(_Message, frozen=True):

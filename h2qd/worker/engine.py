@@ -35,14 +35,18 @@ Aside: TypeAlias = Callable[[HeldElsewhere], None]
 
 
 class EngineError(Exception):
-    """A load or a request that the engine refuses: `code` is one of `codes.CODES`."""
+    """A load or a request that the engine refuses: `code` is one of `codes.CODES`.
 
-    def __init__(self, code: str, message: str) -> None:
+    `away`: a server was to answer, and is not there, or fails; so it may be for all that it is asked.
+    """
+
+    def __init__(self, code: str, message: str, *, away: bool = False) -> None:
         super().__init__(message)
         if code not in CODES:
             raise ValueError(code)
         self.code = code
         self.message = message
+        self.away = away
 
 
 class Beat:

@@ -145,7 +145,7 @@ class Worker:
                     self._take_waiting()
                     self._tell(self._engine.step())
         except EngineError as refusal:  # of a load or an inspection: a request's is answered where it is taken
-            self._say(LoadFailed(refusal.code, refusal.message))
+            self._say(LoadFailed(refusal.code, refusal.message, refusal.away))
             return EXIT_STOPPED
         except Exception as error:  # noqa: BLE001 - whatever an engine throws becomes answers and an exit
             journal.record("worker.engine_failed", error)

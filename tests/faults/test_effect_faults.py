@@ -208,6 +208,7 @@ class World:
             lambda: fuse.burn("trim"),
             self._exit,
             lambda _call, _fault: False,
+            lambda _server, _at: fuse.burn("ask"),
         )
         self.post(LimitRead(0.0, 2**40))
         for name in manifests:

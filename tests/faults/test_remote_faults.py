@@ -12,6 +12,7 @@ import pytest
 
 from h2qd.wire.workers import Generated, GenerationFailed, Text
 from h2qd.worker.engine import EngineError
+from tests.harness import await_true
 from tests.peers.desk import Desk, chat, prompt
 from tests.peers.http_server import Handler, Request, Response
 from tests.peers.ollama_server import Model, OllamaServer
@@ -287,6 +288,24 @@ def test_the_others_go_on(server: Server, kind: str, desk: Desk) -> None:
     ends = [messages[-1] for messages in said.values()]
     assert sum(isinstance(end, Generated) for end in ends) == 2
     assert sum(isinstance(end, GenerationFailed) and end.code == "remote_unreachable" for end in ends) == 1
+
+
+def test_answers_in_turn_share_a_connection(server: Server, kind: str, desk: Desk) -> None:
+    desk.load(kind, server.url)
+    before = server.accepted
+    for request in range(5):
+        desk.ask(chat(request))
+    assert server.accepted <= before + 1
+
+
+def test_a_load_that_fails_after_the_server_did_it_leaves_nothing_there() -> None:
+    with OllamaServer(Model("small:latest")) as server, Desk() as desk:
+        server.fail("/api/ps", status(500, {"error": "broken"}))
+        with pytest.raises(EngineError, match="broken"):
+            desk.load("ollama", server.url, shares_memory="true")
+        assert server.loads == 1
+        assert server.wait_asked("/api/generate", 2), "it is told to unload"
+        await_true(lambda: server.loaded == {}, "it unloads")
 
 
 # --- no connection ---------------------------------------------------------------------------------------

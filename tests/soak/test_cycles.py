@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import mixed
+from tests.soak import mixed, remotes
 from tests.soak.cycles import run
 from tests.soak.setting import MODEL, real, scripted
 
@@ -23,6 +23,13 @@ def test_some_cycles_of_the_real_model_leave_nothing(tmp_path: Path) -> None:
         report = run(daemon, MODEL, 3, print)
     print(report)
     assert report.before == report.after
+
+
+def test_rounds_over_servers_that_fail_leave_nothing(tmp_path: Path) -> None:
+    with remotes.served(tmp_path) as scene:
+        journey = remotes.run(scene, 4, 3, print)
+    print(journey)
+    assert journey.fault() == ""
 
 
 def test_requests_of_all_kinds_leave_nothing(tmp_path: Path) -> None:

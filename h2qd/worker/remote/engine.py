@@ -74,7 +74,11 @@ class RemoteEngine:
             self._dialect = _dialect(target)
             return await _guarded(self._dialect, self._dialect.load(order))
 
-        loaded = self._talk.run(work, progress)
+        try:
+            loaded = self._talk.run(work, progress)
+        except EngineError:
+            self.stop()  # the server may have loaded it all the same
+            raise
         if self._speaker.holds:
             self._told = HeldElsewhere(loaded.elsewhere_bytes)
             self._talk.post(self._start_watch)
@@ -181,7 +185,7 @@ class RemoteEngine:
                 last = reply.end("cancelled") if reply is not None else _cancelled(order.request)
             except EngineError as error:
                 error = self._speaker.server.scrubbed(error)
-                last = GenerationFailed(order.request, error.code, error.message)
+                last = GenerationFailed(order.request, error.code, error.message, error.away)
             except Exception as error:  # noqa: BLE001 - a defect of ours: raised again by the next step
                 self._said.put(error)
                 return

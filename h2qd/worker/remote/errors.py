@@ -37,7 +37,7 @@ class RemoteError(EngineError):
         after_s: float | None = None,
         param: str = "",
     ) -> None:
-        super().__init__(code, message)
+        super().__init__(code, message, away=code == "remote_unreachable" or status >= 500 or status == 408)
         self.status = status
         self.again = again
         self.after_s = after_s

@@ -40,7 +40,7 @@ from h2qd.worker.remote import turns
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
 from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway, nonsense
 from h2qd.worker.remote.ndjson import Lines
-from h2qd.worker.remote.pieces import pieces
+from h2qd.worker.remote.pieces import ended, pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
 from h2qd.worker.remote.server import Server, decoded
 
@@ -241,6 +241,7 @@ class Ollama:
                     raise failed_midway(part.error)
                 _heard(part, reply)
                 if part.done:
+                    await ended(lines)
                     return _ended(part, reply)
         raise broken_off("the server's answer ended in the middle")
 

@@ -39,7 +39,7 @@ from h2qd.worker.engine import EngineError
 from h2qd.worker.remote import turns
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
 from h2qd.worker.remote.errors import RemoteError, broken_off, error_text, failed_midway, nonsense
-from h2qd.worker.remote.pieces import pieces
+from h2qd.worker.remote.pieces import ended, pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
 from h2qd.worker.remote.server import Server, decoded
 from h2qd.worker.remote.sse import Events
@@ -205,6 +205,7 @@ class OpenAI:
             async for part in parts:
                 if part == b"[DONE]":
                     end = end._replace(done=True)
+                    await ended(parts)
                     break
                 end = _heard(part, end, reply)
         if not end.done and not end.finish:

@@ -5,11 +5,14 @@ So a server that drips is given up like one that is silent. Called by the dialec
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
-from h2qd.worker.remote.errors import broken_off
+from h2qd.worker.remote.errors import RemoteError, broken_off
 from h2qd.worker.remote.transport import Answer
+
+_END_S = 0.1
+"""For the end of a stream whose last part is here."""
 
 
 class Parser(Protocol):
@@ -40,3 +43,13 @@ async def pieces(answer: Answer, parser: Parser, read_s: float) -> AsyncGenerato
                 raise broken_off(f"the server said nothing whole for {read_s:g} s") from None
             for part in ready:
                 yield part
+
+
+async def ended(parts: AsyncGenerator[bytes]) -> None:
+    """Wait a moment for a stream's end once its last part is here: only then can its connection be used again.
+
+    One that goes on, or stays open and silent, is closed with its stream.
+    """
+    with suppress(TimeoutError, RemoteError):
+        async with asyncio.timeout(_END_S):
+            await anext(parts, None)

@@ -95,7 +95,7 @@ class Server:
 
     def scrubbed(self, error: EngineError) -> EngineError:
         """`error` as others may see it: without the key, which servers like to quote."""
-        return EngineError(error.code, self._secret.scrubbed(error.message))
+        return EngineError(error.code, self._secret.scrubbed(error.message), away=error.away)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -9,7 +9,7 @@ from h2qd.core.effects import Effect
 from h2qd.core.events import WorkerExited, WorkerReady
 from h2qd.core.invariants import _broken, _broken_switch, check
 from h2qd.core.machine import step
-from h2qd.core.records import Fault, Line, Model, Phase, Rules, Running, State, Switch, Terms, Ticket, Want
+from h2qd.core.records import Breaker, Fault, Line, Model, Phase, Rules, Running, State, Switch, Terms, Ticket, Want
 from h2qd.core.states import HOLDING, TABLE, Move, Status, mermaid, next_status
 from h2qd.core.switching import _victims
 from h2qd.core.turn import Turn, worker_of
@@ -73,6 +73,10 @@ BROKEN = {
         models={"a": READY_A}, waiting=Line({1: ticket(1, "a")}, {})
     ),
     "request 2 waits for a model that is not registered": state(waiting=(WANT_B,)),
+    "work waits for a, whose server is away": replace(
+        state(replace(READY_A, server="box"), waiting=(ticket(1, "a"),), active="a"),
+        breakers={"box": Breaker(retry_at=9.0)},
+    ),
     "more requests of kind infer wait for a than may": replace(
         state(READY_A, waiting=(ticket(2, "a"), ticket(3, "a")), running=(RUN,)), rules=Rules(queue_max=1)
     ),

@@ -33,7 +33,8 @@ def remotes(errands: Unreachable, **fields: Any) -> tuple[Remotes, dict[str, Man
         manifests[manifest.name] = manifest
 
     box = Remote(type="ollama", url="http://127.0.0.1:1", **fields)
-    return Remotes({"box": box}, errands, {}, manifests, {}, put, manifests.pop), manifests  # type: ignore[arg-type]
+    told = (put, manifests.pop, lambda _name, _fault: None)
+    return Remotes({"box": box}, errands, {}, manifests, {}, *told), manifests  # type: ignore[arg-type]
 
 
 def test_a_server_that_does_not_come_is_waited_for_so_long_and_one_that_came_not_at_all() -> None:
