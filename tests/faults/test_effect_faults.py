@@ -95,15 +95,21 @@ class Workers:
 
     world: "World"
     alive: set[int] = field(default_factory=set)
+    started: int = 0
+    resumed: int = 0
 
-    def start(self, worker: int, manifest: Manifest, terms: Terms, slots: int, threads: int, layers: int) -> None:
+    def start(
+        self, worker: int, manifest: Manifest, terms: Terms, slots: int, layers: int, draft: Manifest | None
+    ) -> None:
         assert manifest.name
-        assert (slots, threads, layers) == (1, 0, 0)
+        assert (slots, layers, draft) == (1, 0, None)
         self.alive.add(worker)
+        self.started += 1
         self._ready(worker, terms)
 
-    def resume(self, worker: int, terms: Terms, slots: int) -> None:
-        assert slots == 1
+    def resume(self, worker: int, terms: Terms, slots: int, draft: Manifest | None) -> None:
+        assert (slots, draft) == (1, None)
+        self.resumed += 1
         self._ready(worker, terms)
 
     def _ready(self, worker: int, terms: Terms) -> None:
@@ -299,8 +305,8 @@ async def scenario(fuse: Fuse, rules: Rules = RULES) -> World:
     for _ in range(3):
         world.want(Want.INFER, "a")
     world.want(Want.RESIDENT, "b")
-    world.turn()
-    await world.settle()
+    while world.turn():  # and no timer: a parked model is there still
+        pass
     world.want(Want.RESIDENT, "a")
     await world.settle()
     world.pin("a", pinned=True)
@@ -341,6 +347,8 @@ def test_the_scenario_without_a_failure(policy: str) -> None:
     assert world.ended == 1
     assert not world.workers.alive
     assert fuse.calls > 60
+    assert world.workers.started >= 3, "or this tests no load"
+    assert (world.workers.resumed > 0) == (policy == "exclusive, parking")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
