@@ -26,6 +26,7 @@ from h2qd.runtime import remotes, views
 from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Call, Calls
+from h2qd.runtime.claims import Claims
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
 from h2qd.runtime.errands import Errands
@@ -149,6 +150,17 @@ class Daemon:
             lambda: self._stalls.trouble if self._stalls is not None else "not started yet",
             remotes.exposed(config.remotes),
         )
+        claims = Claims(
+            self._supervisor,
+            self._calls,
+            self._manifests,
+            self._missing,
+            self._remotes,
+            self._adapters,
+            config.requests.deadline_s,
+            lambda name: policy.fallback(config, name),
+            self._tell_progress,
+        )
         self._commands = Commands(
             self._supervisor,
             self._calls,
@@ -160,13 +172,13 @@ class Daemon:
             SavedSessions(
                 folder, config.sessions.disk_quota_bytes, self._manifests, self._disk, self._residents.forget
             ),
+            claims,
             self._manifests,
             self._missing,
             Surroundings(reports.status, reports.version, reports.config, reports.doctor, reports.top),
             self._access,
             self._adapters,
-            config.requests.deadline_s,
-            lambda name: policy.fallback(config, name),
+            self._tell_progress,
         )
         self._supervisor.perform = Performer(
             self._calls,
@@ -178,7 +190,7 @@ class Daemon:
             self._disk,
             self._heap.trim,
             self._ended.set,
-            self._commands.fall_back,
+            claims.fall_back,
             self._remotes.ask,
         )
         self._supervisor.settled = self._refresh
@@ -343,12 +355,16 @@ class Daemon:
         """A server no longer has it: it is forgotten, unless it is in use."""
         self._supervisor.post(ForgetAsked(self._loop.time(), _NOBODY, name))
 
+    def _tell_progress(self, call: Call) -> None:
+        """Tell one call how far it is."""
+        self._calls.tell_progress(call, views.progress(self._supervisor.state, self._residents, call))
+
     def _refresh(self) -> None:
         """After events: whoever waits hears at once where it stands."""
         state = self._supervisor.state
         for ticket in state.waiting:
             if (call := self._calls.get(ticket.request)) is not None:
-                self._commands.tell_progress(call)
+                self._tell_progress(call)
 
     def _tick(self) -> None:
         """Once a second: memory, the watchdog, clients that left."""

@@ -1,6 +1,6 @@
 """What has happened: the only input of the machine. Past tense, frozen, `now` in monotonic seconds.
 
-Made by the runtime (`runtime.commands` from requests, `runtime.perform` from what effects led to, timers).
+Made by the runtime (`commands` and `claims` from requests, `perform` from what effects led to, timers).
 """
 
 from dataclasses import dataclass, field

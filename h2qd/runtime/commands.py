@@ -1,26 +1,23 @@
 """Commands: what a client's message becomes. Each operation of the catalogue has one handler, in one table.
 
-A handler that only looks answers at once from the state; one that wants something makes a ticket and lets the
-core decide. Bodies are decoded here, by the catalogue's types, after the access check and never before the size
-check. A handler that fails by our own defect answers `internal`; details go to the log.
+A handler that only looks answers at once from the state; one that wants something of a model makes a ticket
+(`claims`) and lets the core decide. Bodies are decoded here, by the catalogue's types, after the access check and
+never before the size check. A handler that fails by our own defect answers `internal`; details go to the log.
 """
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypedDict, Unpack
-
-import msgspec
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from h2qd import __version__
-from h2qd.core import breakers
-from h2qd.core.admission import SHUTTING_DOWN, no_such_model
-from h2qd.core.events import ForgetAsked, PinAsked, RequestAbandoned, RequestArrived
-from h2qd.core.records import Fault, Ticket, Want
+from h2qd.core.admission import SHUTTING_DOWN
+from h2qd.core.events import ForgetAsked, PinAsked, RequestAbandoned
+from h2qd.core.records import Fault, Want
 from h2qd.logs import get_logger
 from h2qd.runtime import orders, views
 from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Call, Calls
+from h2qd.runtime.claims import Claims, now
 from h2qd.runtime.imports import Imports
 from h2qd.runtime.jobs import Jobs, defect
 from h2qd.runtime.notices import Notices
@@ -30,12 +27,10 @@ from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.residents import Residents
 from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.server import Client, Server
-from h2qd.runtime.streams import TextOutlet
 from h2qd.runtime.supervisor import Supervisor
 from h2qd.runtime.swarm import Swarms, checked
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
-from h2qd.wire.abilities import beyond_text
 from h2qd.wire.catalogue import CATALOGUE, Access
 from h2qd.wire.frames import Request, WireError, decode_body
 from h2qd.wire.limits import (
@@ -48,34 +43,11 @@ from h2qd.wire.limits import (
     REQUESTS_PER_CLIENT_MAX,
 )
 from h2qd.wire.names import name_fault, shown, suggest_name
-from h2qd.wire.workers import Task
 
 log = get_logger()
 
 _CANCELLED = Fault("cancelled", "cannot go on: the request was cancelled")
 _GONE = Fault("cancelled", "cannot go on: the client went away")
-
-FALLBACK_CODES = frozenset(
-    {
-        "no_fit",
-        "pinned",
-        "memory_pressure",
-        "load_failed",
-        "load_cancelled",
-        "model_failed",
-        "file_not_found",
-        "invalid_model_file",
-        "queue_full",
-        "generation_failed",
-        "worker_crashed",
-        "worker_oom",
-        "worker_hung",
-        "unloaded",
-        "remote_failed",
-        "remote_unreachable",
-    }
-)
-"""What another model may help with: not the request is at fault, but what was to answer it."""
 
 CAPABILITIES = (
     "stream",
@@ -103,18 +75,6 @@ class Surroundings:
     top: Callable[[], m.Top]
 
 
-class Wishes(TypedDict, total=False):
-    """The fields of a ticket that not every command sets."""
-
-    ctx: int
-    kv_type: str
-    force: bool
-    reset: bool
-    exact: bool
-    activate: bool
-    priority: int
-
-
 class Commands:
     """The handlers, by operation."""
 
@@ -128,13 +88,13 @@ class Commands:
         remotes: Remotes,
         pulls: Pulls,
         sessions: SavedSessions,
-        manifests: dict[str, Manifest],
-        missing: dict[str, m.ModelRow],
+        claims: Claims,
+        manifests: Mapping[str, Manifest],
+        missing: Mapping[str, m.ModelRow],
         surroundings: Surroundings,
         access: Callable[[int], Access | None],
         adapters: Adapters,
-        deadline_s: float,
-        fallbacks: Callable[[str], tuple[str, ...]],
+        tell_progress: Callable[[Call], None],
     ) -> None:
         self._supervisor = supervisor
         self._calls = calls
@@ -144,12 +104,12 @@ class Commands:
         self._remotes = remotes
         self._pulls = pulls
         self._sessions = sessions
+        self._claims = claims
         self._manifests = manifests
         self._missing = missing
         self._access = access
         self._adapters = adapters
-        self._deadline_s = deadline_s
-        self._fallbacks = fallbacks
+        self._tell_progress = tell_progress
         self._jobs = Jobs(calls)
         self._swarms = Swarms(supervisor, calls, self._begin)
         self._handlers: dict[str, _Handler] = {
@@ -237,19 +197,15 @@ class Commands:
         if self._notices.forget(call):
             self._calls.error(call, fault)
         elif not self._jobs.give_up(call, fault):
-            self._supervisor.post(RequestAbandoned(self._now(), call.number, fault))
+            self._supervisor.post(RequestAbandoned(now(), call.number, fault))
 
     def beat(self) -> None:
         """Give every call in flight a sign of life, and end those whose deadline passed outside of the core."""
         for call in self._calls:
-            if call.deadline is not None and self._now() > call.deadline:
+            if call.deadline is not None and now() > call.deadline:
                 self._end(call, Fault("deadline_exceeded", "cannot finish the request: its deadline passed"))
             if not call.ended:
-                self.tell_progress(call)
-
-    def tell_progress(self, call: Call) -> None:
-        """Tell one call how far it is."""
-        self._calls.tell_progress(call, views.progress(self._supervisor.state, self._residents, call))
+                self._tell_progress(call)
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -275,7 +231,7 @@ class Commands:
         self._calls.reply(call, m.Models(sorted(rows, key=lambda row: row.name)))
 
     def _show(self, call: Call, ask: m.OfModel) -> None:
-        name = self._known(ask.model)
+        name = self._claims.known(ask.model)
         state, manifest = self._supervisor.state, self._manifests[name]
         model = state.models[name]
         row = views.model_row(state, manifest, model)
@@ -285,27 +241,11 @@ class Commands:
 
     def _explain(self, call: Call, ask: m.OfModel) -> None:
         state = self._supervisor.state
-        self._calls.reply(call, views.explain(state, state.models[self._known(ask.model)]))
+        self._calls.reply(call, views.explain(state, state.models[self._claims.known(ask.model)]))
 
     def _plan(self, call: Call, ask: m.PlanAsk) -> None:
         state = self._supervisor.state
-        self._calls.reply(call, views.plan(state, state.models[self._known(ask.model)], ask))
-
-    def _known(self, name: str) -> str:
-        """What is registered under the name, or is meant by it."""
-        meant = self._remotes.called(name)
-        if meant in self._supervisor.state.models:
-            return meant
-        raise Refusal(self._unknown(name))
-
-    def _unknown(self, name: str) -> Fault:
-        if (row := self._missing.get(name)) is not None:
-            return Fault("file_not_found", f"cannot use {name}: {row.reason}")
-        server = name.partition("/")[0]
-        if (row := self._missing.get(f"{server}/*")) is not None:
-            wait_s = breakers.patience_s(self._supervisor.state, server, self._now())
-            return Fault("remote_unreachable", f"cannot use {shown(name)}: {row.reason}", retry_after_s=wait_s)
-        return replace(no_such_model(self._supervisor.state, shown(name)), fix=self._remotes.how_to_get(name))
+        self._calls.reply(call, views.plan(state, state.models[self._claims.known(ask.model)], ask))
 
     # --- models and residency ---------------------------------------------------------------------
 
@@ -347,7 +287,7 @@ class Commands:
 
     def _remove(self, call: Call, ask: m.OfModel) -> None:
         call.model = self._remotes.called(ask.model)
-        self._supervisor.post(ForgetAsked(self._now(), call.number, call.model))
+        self._supervisor.post(ForgetAsked(now(), call.number, call.model))
 
     def _load(self, call: Call, ask: m.Load) -> None:
         self._make_resident(call, ask, activate=False)
@@ -356,7 +296,7 @@ class Commands:
         self._make_resident(call, ask, activate=True)
 
     def _make_resident(self, call: Call, ask: m.Load, *, activate: bool) -> None:
-        self._claim(
+        self._claims.claim(
             call,
             ask.model,
             Want.RESIDENT,
@@ -369,107 +309,37 @@ class Commands:
         )
 
     def _unload(self, call: Call, ask: m.Unload) -> None:
-        self._claim(call, ask.model, Want.COLD, force=ask.force)
+        self._claims.claim(call, ask.model, Want.COLD, force=ask.force)
 
     def _pin(self, call: Call, ask: m.OfModel, *, pinned: bool) -> None:
-        call.model = self._known(ask.model)
-        self._supervisor.post(PinAsked(self._now(), call.number, call.model, pinned))
-
-    def _claim(self, call: Call, model: str | None, want: Want, **wishes: Unpack[Wishes]) -> None:
-        """Make the call a ticket for a model, by default the active one."""
-        name = self._remotes.called(model or self._supervisor.state.active or "")
-        if name and name not in self._supervisor.state.models:
-            raise Refusal(self._unknown(name))
-        call.model = name or None
-        ticket = Ticket(call.number, call.client.pid, want, name, call.arrived, call.deadline, **wishes)
-        call.deadline = None  # the core's from here on
-        self._supervisor.post(RequestArrived(self._now(), ticket))
-        if not call.ended:
-            self._follow_variant(call)
-        if not call.ended:
-            self.tell_progress(call)
-
-    def _follow_variant(self, call: Call) -> None:
-        """Where a variant stands in for the model that was asked for, the call is about the variant from here on."""
-        state = self._supervisor.state
-        ticket = state.waiting.by_request.get(call.number)
-        running = state.running.get(call.number)
-        claim = ticket or (running.ticket if running is not None else None)
-        if claim is not None:
-            call.model = claim.model
+        call.model = self._claims.known(ask.model)
+        self._supervisor.post(PinAsked(now(), call.number, call.model, pinned))
 
     # --- inference --------------------------------------------------------------------------------
 
-    def _text(self, call: Call, ask: m.Generation, order: Task) -> None:
-        """A text, which may be streamed."""
-        call.outlet = TextOutlet()
-        call.streaming, call.credit = ask.stream, ask.window
-        self._work(call, ask.model, ask.priority, order)
-
-    def _work(self, call: Call, model: str | None, priority: m.Priority, order: Task) -> None:
-        """Have a model work on an order."""
-        call.order, call.priority = order, priority
-        if call.deadline is None:
-            call.deadline = call.arrived + self._deadline_s
-        call.until = call.deadline
-        call.asked = self._remotes.called(model or self._supervisor.state.active or "")
-        # A part of a larger request asks this one or none.
-        call.fallbacks = self._fallbacks(call.asked) if call.on_end is None else ()
-        if call.asked in self._supervisor.state.models and (fault := self._lack(call.asked, order)):
-            raise Refusal(fault)
-        try:
-            self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
-        except Refusal as refusal:
-            if not self.fall_back(call, refusal.fault):
-                raise
-
-    def _lack(self, model: str, order: Task) -> Fault | None:
-        """Why a model cannot work on an order, as far as that is known before it is loaded."""
-        if not self._manifests[model].remote and (why := beyond_text(order)) is not None:
-            return Fault("unsupported", why)
-        return self._adapters.lack(model, order)
-
-    def fall_back(self, call: Call, fault: Fault) -> bool:
-        """Ask the next model of the chain where that may help and nothing was said yet; False: the fault stands."""
-        said = call.text is not None and call.text.tokens_seen > 0
-        if fault.code not in FALLBACK_CODES or said or call.order is None:
-            return False
-        while call.fallbacks:
-            following, *rest = call.fallbacks
-            model, call.fallbacks = self._remotes.called(following), tuple(rest)
-            if model not in self._supervisor.state.models or self._lack(model, call.order) is not None:
-                continue
-            log.info("request.fell_back", request=call.name, model=call.model, to=model, because=fault.message)
-            self._calls.renumber(call)
-            call.order = msgspec.structs.replace(call.order, request=call.number)
-            call.deadline, call.result, call.prefilled = call.until, None, 0.0
-            self._claim(call, model, Want.INFER, priority=orders.PRIORITIES[call.priority])
-            return True
-        return False
-
     def _infer(self, call: Call, ask: m.Infer) -> None:
-        self._text(call, ask, orders.infer(call.number, call.client.uid, ask))
+        self._claims.text(call, ask, orders.infer(call.number, call.client.uid, ask))
 
     def _chat(self, call: Call, ask: m.Chat) -> None:
-        self._text(call, ask, orders.chat(call.number, call.client.uid, ask))
+        self._claims.text(call, ask, orders.chat(call.number, call.client.uid, ask))
 
     def _swarm(self, call: Call, ask: m.Swarm) -> None:
         for name in (ask.judge, ask.embedder):
             if name is not None:
-                self._known(name)
+                self._claims.known(name)
         self._jobs.begin(call, self._swarms.answer(call, checked(ask)))
 
     def _embed(self, call: Call, ask: m.Embed) -> None:
-        self._work(call, ask.model, ask.priority, orders.embed(call.number, ask))
+        self._claims.work(call, ask.model, ask.priority, orders.embed(call.number, ask))
 
     def _score(self, call: Call, ask: m.Score) -> None:
-        self._work(call, ask.model, ask.priority, orders.score(call.number, ask))
+        self._claims.work(call, ask.model, ask.priority, orders.score(call.number, ask))
 
     def _tokenize(self, call: Call, ask: m.Tokenize) -> None:
-        self._work(call, ask.model, "high", orders.tokenize(call.number, ask))  # takes no slot, and no time
+        self._claims.work(call, ask.model, "high", orders.tokenize(call.number, ask))  # takes no slot, and no time
 
     def _detokenize(self, call: Call, ask: m.Detokenize) -> None:
-        self._work(call, ask.model, "high", orders.detokenize(call.number, ask))
+        self._claims.work(call, ask.model, "high", orders.detokenize(call.number, ask))
 
     # --- sessions ---------------------------------------------------------------------------------
 
@@ -478,7 +348,7 @@ class Commands:
         self._jobs.begin(call, self._sessions.list(None if everybodys else call.client.uid))
 
     def _remove_session(self, call: Call, ask: m.OfSession) -> None:
-        model = None if ask.model is None else self._known(ask.model)
+        model = None if ask.model is None else self._claims.known(ask.model)
         self._jobs.begin(call, self._sessions.remove(call.client.uid, ask.session, model))
 
     def _credit(self, client: Client, credit: m.Credit) -> None:
@@ -506,10 +376,6 @@ class Commands:
 
     def _watch(self, call: Call, ask: m.Events) -> None:
         self._notices.watch(call, ask.since, follow=ask.follow, window=CHUNK_WINDOW_DEFAULT)
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
 
 
 _Handler: TypeAlias = Callable[[Call, Any], None]
