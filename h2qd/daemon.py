@@ -29,6 +29,7 @@ from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.claims import Claims
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.engines import Engines
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.heap import Heap
 from h2qd.runtime.imports import Imports
@@ -41,7 +42,7 @@ from h2qd.runtime.readings import Gauge
 from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.reports import Reports
-from h2qd.runtime.residents import Engines, Residents
+from h2qd.runtime.residents import Residents
 from h2qd.runtime.restoration import Restoration
 from h2qd.runtime.saved import SavedSessions
 from h2qd.runtime.scales import Scales
@@ -115,8 +116,8 @@ class Daemon:
                 config.sessions.disk_quota_bytes,
                 self._quantize,
                 remotes.targets(config.remotes),
+                self._adapters,
             ),
-            self._adapters,
         )
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)

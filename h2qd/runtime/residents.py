@@ -7,31 +7,25 @@ tree holds less; and in between, as often as that costs next to nothing.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import get_args
 
-from h2qd.core.drafting import DRAFT_BATCH, draft_ctx
 from h2qd.core.events import Event, GenerationEnded, WorkerExited, WorkerMeasured, WorkerParked, WorkerReady
-from h2qd.core.plan import batch_tokens, outputs
 from h2qd.core.records import Fault, Terms
 from h2qd.logs import get_logger
-from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.engines import Engines
 from h2qd.runtime.results import logprobs
 from h2qd.runtime.scales import Scales, Weights
-from h2qd.runtime.shapes import shape_of
 from h2qd.runtime.workers import Exit, Patience, Worker
 from h2qd.runtime.zygote import Zygote
 from h2qd.store.registry import Manifest
 from h2qd.wire.codes import CODES
-from h2qd.wire.messages import KvType
 from h2qd.wire.names import shown
 from h2qd.wire.workers import (
     CancelGeneration,
     Detokenized,
-    DraftFile,
     Embedded,
     ForgetSession,
     FromWorker,
@@ -40,13 +34,10 @@ from h2qd.wire.workers import (
     HeldElsewhere,
     Loaded,
     Loading,
-    LoadModel,
     Parked,
     ParkModel,
     Prefilling,
-    RemoteTarget,
     Result,
-    ResumeModel,
     Scored,
     SessionsSaved,
     Text,
@@ -67,21 +58,6 @@ _FULL_SHARE = 0.9
 
 _REASON_CHARS_MAX = 200
 """Of why there is no draft, as clients hear it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engines:
-    """What engines are told: their threads, where sessions are kept and how much of them (0: none).
-
-    `quantize`: what the weights of a model are turned into, by its name; only of those whose are. `remotes`: how to
-    speak to the servers, by their names.
-    """
-
-    threads: int
-    sessions: str
-    sessions_bytes: int
-    quantize: Mapping[str, str]
-    remotes: Mapping[str, RemoteTarget]
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +99,6 @@ class Residents:
         scales: Scales,
         look: Callable[[], None],
         engines: Engines,
-        adapters: Adapters,
     ) -> None:
         self._zygote = zygote
         self._containers = containers
@@ -133,7 +108,6 @@ class Residents:
         self._scales = scales
         self._look = look
         self._engines = engines
-        self._adapters = adapters
         self._residents: dict[int, _Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._weighing = False
@@ -154,28 +128,7 @@ class Residents:
 
         `draft` is the model that `terms` name so.
         """
-        engines = self._engines
-        order = LoadModel(
-            backend=manifest.backend,
-            path=manifest.path,
-            ctx=terms.ctx if manifest.remote else terms.ctx * slots,  # a server shares nothing out
-            threads=engines.threads,
-            verified=manifest.identity,
-            slots=slots,
-            kv_type=_kv_type(terms.kv_type),
-            gpu_layers=gpu_layers,
-            batch=batch_tokens(slots),
-            outputs=outputs(slots),
-            sessions=engines.sessions if engines.sessions_bytes else "",
-            sessions_bytes=engines.sessions_bytes,
-            sha256=manifest.sha256,
-            quantize=engines.quantize.get(manifest.name, ""),
-            remote=engines.remotes.get(manifest.remote),
-            adapters=self._adapters.files(manifest.name),
-            draft=None if draft is None else DraftFile(draft.name, draft.path, draft.identity),
-            draft_ctx=_draft_ctx(terms, draft),
-            draft_batch=DRAFT_BATCH,
-        )
+        order = self._engines.load_order(manifest, terms, slots, gpu_layers, draft)
         elsewhere = terms.file_bytes if manifest.remote else 0  # is in no process of ours
         container = self._containers.contain(number, terms.planned_bytes - elsewhere)
         try:
@@ -202,15 +155,7 @@ class Residents:
         if resident is None:
             return  # it is gone: its exit is on its way to the core
         resident.fraction, resident.parked = 0.0, False
-        order = ResumeModel(
-            terms.ctx * slots,
-            slots,
-            _kv_type(terms.kv_type),
-            batch=batch_tokens(slots),
-            outputs=outputs(slots),
-            draft_ctx=_draft_ctx(terms, draft),
-            draft_batch=DRAFT_BATCH,
-        )
+        order = self._engines.resume_order(terms, slots, draft)
         resident.worker.resume(order, terms.planned_bytes)
 
     def park(self, number: int) -> None:
@@ -282,7 +227,9 @@ class Residents:
         if resident is None or call is None or call.order is None:
             self._post(GenerationEnded(self._now(), request, Fault("internal", "cannot find the request's order")))
             return
-        if (fault := self._adapters.lack(resident.model, call.order)) is not None:  # a variant may have others
+        if (
+            fault := self._engines.adapters.lack(resident.model, call.order)
+        ) is not None:  # a variant may have others
             self._post(GenerationEnded(self._now(), request, fault))
             return
         call.granted = time.monotonic()
@@ -489,13 +436,3 @@ def _count(resident: _Resident, tokens: int) -> None:
     if passed_s >= _RATE_S_MIN:
         resident.tokens_per_s = resident.tokens / passed_s
         resident.tokens, resident.tokens_at = 0, now
-
-
-def _draft_ctx(terms: Terms, draft: Manifest | None) -> int:
-    """The context of the draft that a load has; 0 where it has none."""
-    return 0 if draft is None else draft_ctx(shape_of(draft.facts), terms.ctx)
-
-
-def _kv_type(name: str) -> KvType:
-    """A name of a KV cache type, as the wire knows it."""
-    return next(kind for kind in get_args(KvType) if kind == name)
