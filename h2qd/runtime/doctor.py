@@ -6,6 +6,7 @@ a few stat calls.
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def _engine(libraries: Mapping[str, str], *, ready: bool) -> Check:
 def _models(manifests: Mapping[str, Manifest], missing: Mapping[str, ModelRow]) -> Iterator[Check]:
     if not manifests and not missing:
         yield Check("models", "warn", "no model is registered", "h2qctl import PATH")
+    for server, count in sorted(Counter(one.remote for one in manifests.values() if one.remote).items()):
+        yield Check(f"remote {server}", "ok", f"{count} model{'s' if count > 1 else ''} as of its last answer")
     for name, manifest in manifests.items():
         if manifest.remote:
             continue  # its server is asked, not its disk
@@ -106,7 +109,8 @@ def _models(manifests: Mapping[str, Manifest], missing: Mapping[str, ModelRow]) 
             yield Check(f"model {name}", "ok", manifest.path)
     for name, row in missing.items():
         server = name.partition("/")[0]
-        fix = f"correct models.{name}.path in the configuration"
-        if row.type != "local":
-            fix = f"see that the server runs, and that remotes.{server} in the configuration is right"
-        yield Check(f"model {name}", "fail", row.reason, fix)
+        if row.type == "local":
+            yield Check(f"model {name}", "fail", row.reason, f"correct models.{name}.path in the configuration")
+        else:
+            fix = f"mend that, or remotes.{server} in the configuration; h2qctl models shows when it is there"
+            yield Check(f"remote {server}", "fail", row.reason, fix)

@@ -77,7 +77,8 @@ def progress(state: State, residents: Residents, call: Call) -> m.Progress:
     loading = switch.phase is Phase.LOAD and target.worker is not None
     fraction = round(residents.fraction(target.worker), 3) if loading and target.worker is not None else None
     queued = position if switch.phase is Phase.PATIENCE else None
-    return m.Progress(_PHASES[switch.phase], call.name, call.model, fraction, queued)
+    goes = next(iter(switch.victims), call.model) if switch.phase in (Phase.DRAIN, Phase.UNLOAD) else call.model
+    return m.Progress(_PHASES[switch.phase], call.name, goes, fraction, queued)
 
 
 def resident_row(state: State, residents: Residents, model: Model) -> m.ResidentRow:

@@ -68,8 +68,8 @@ class Progress(Say, frozen=True):
     """A request is alive. Sent when its phase changes, and when nothing else was said of it for `HEARTBEAT_MS`.
 
     `phase`: queued, draining, unloading, loading, inspecting, pulling, prefill, decode; of a swarm asking, judging,
-    comparing. `fraction` is 0..1 where known: of a swarm, how many of its models are done; of a pull, how much came
-    of what the server spoke of by then.
+    comparing. `model`: whom that is about, while room is made the one that goes. `fraction` is 0..1 where known: of a
+    swarm, how many of its models are done; of a pull, how much came of what the server spoke of by then.
     """
 
     phase: str
