@@ -58,7 +58,7 @@ class Terminal:
         """What came up to and with `awaited`."""
         until = time.monotonic() + WAIT_S
         while awaited not in self.seen:
-            assert select.select([self._fd], [], [], max(0, until - time.monotonic()))[0], self.seen
+            assert select.select([self._fd], [], [], max(0, until - time.monotonic()))[0], repr(self.seen)
             self.seen += os.read(self._fd, 4096).decode()
         head, self.seen = self.seen.split(awaited, 1)
         return head + awaited

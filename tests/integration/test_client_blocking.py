@@ -53,6 +53,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "explain": lambda c: c.explain("gemma3"),
     "plan": lambda c: c.plan("gemma3", ctx=128, slots=2, kv_type="q8_0"),
     "import_model": lambda c: c.import_model("x.gguf", "gemma3"),
+    "pull": lambda c: c.pull("box/Gemma3"),
     "remove": lambda c: c.remove("gemma3"),
     "load": lambda c: c.load("gemma3", ctx=4096, kv_type="q4_0", exact=True, force=True, reset=True),
     "unload": lambda c: c.unload(),
