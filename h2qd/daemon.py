@@ -160,6 +160,7 @@ class Daemon:
             self._adapters,
             config.requests.deadline_s,
             lambda name: policy.fallback(config, name),
+            lambda name: policy.fallback_after_s(config, name),
             self._tell_progress,
         )
         self._commands = Commands(

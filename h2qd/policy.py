@@ -43,6 +43,12 @@ def fallback(config: Config, name: str) -> tuple[str, ...]:
     return own.fallback if own is not None else ()
 
 
+def fallback_after_s(config: Config, name: str) -> float | None:
+    """How long a model's answer may take to begin before who falls back for it is asked; None: for ever."""
+    own = named(config, name)
+    return own.fallback_after_s if own is not None else None
+
+
 def traits(config: Config, name: str) -> Traits:
     """What the configuration says of a model; what it does not say is as for all models."""
     general, own = config.model, named(config, name)

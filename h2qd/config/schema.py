@@ -315,6 +315,14 @@ class Model(Section, frozen=True):
         tuple[str, ...],
         Key("models that answer where it is refused, fails or has failed too often, in their order", NameList()),
     ] = ()
+    fallback_after_s: Annotated[
+        float | None,
+        Key(
+            "time until an answer begins, a load included, after which the next of `fallback` is asked instead",
+            Duration(0.1, 3600.0),
+            "none",
+        ),
+    ] = None
     backend: Annotated[
         str | None,
         Key(

@@ -33,7 +33,8 @@ class Call:
     """One request in flight. `number` is unique in this daemon's life; times are monotonic seconds.
 
     `name` is what people call it: `ps` shows it, `cancel` takes it, the log carries it. It stays while the number
-    changes, which it does when another model is asked: `fallbacks` are those left to ask, `until` when all must end.
+    changes, which it does when another model is asked: `fallbacks` are those left to ask, `until` when all must end,
+    `begins_by` when this one must have begun to answer; it is `late` when it had not.
     A request that a worker serves carries its `order` from the start, and the worker's `result` at the end. A part of
     another call has `on_end`, which hears its reply or error in the client's place.
     """
@@ -51,6 +52,8 @@ class Call:
     credit: int = 0
     deadline: float | None = None
     until: float | None = None
+    begins_by: float | None = None
+    late: bool = False
     fallbacks: tuple[str, ...] = ()
     asked: str = ""
     progress: Progress | None = None

@@ -14,7 +14,7 @@ import msgspec
 
 from h2qd.core import breakers
 from h2qd.core.admission import no_such_model
-from h2qd.core.events import RequestArrived
+from h2qd.core.events import RequestAbandoned, RequestArrived
 from h2qd.core.records import Fault, Ticket, Want
 from h2qd.logs import get_logger
 from h2qd.runtime import orders
@@ -68,7 +68,10 @@ class Wishes(TypedDict, total=False):
 
 
 class Claims:
-    """Makes tickets. `fallbacks`: who answers instead of a model; `tell_progress` tells a call where it stands."""
+    """Makes tickets. `tell_progress` tells a call where it stands.
+
+    `fallbacks`: who answers instead of a model; `fallback_after_s`: how long that may take to begin first.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Claims:
         adapters: Adapters,
         deadline_s: float,
         fallbacks: Callable[[str], tuple[str, ...]],
+        fallback_after_s: Callable[[str], float | None],
         tell_progress: Callable[[Call], None],
     ) -> None:
         self._supervisor = supervisor
@@ -90,6 +94,7 @@ class Claims:
         self._adapters = adapters
         self._deadline_s = deadline_s
         self._fallbacks = fallbacks
+        self._fallback_after_s = fallback_after_s
         self._tell_progress = tell_progress
 
     def known(self, name: str) -> str:
@@ -148,11 +153,25 @@ class Claims:
         call.fallbacks = self._fallbacks(call.asked) if call.on_end is None else ()
         if call.asked in self._supervisor.state.models and (fault := self._lack(call.asked, order)):
             raise Refusal(fault)
+        self._be_patient(call, call.asked)
         try:
             self.claim(call, model, Want.INFER, priority=orders.PRIORITIES[priority])
         except Refusal as refusal:
             if not self.fall_back(call, refusal.fault):
                 raise
+
+    def look(self, call: Call) -> None:
+        """Have a call given up where its model takes too long to begin an answer, so that the next one is asked."""
+        if call.begins_by is None or now() < call.begins_by or _has_begun(call) or call.ended:
+            return
+        call.begins_by, call.late = None, True
+        why = f"cannot wait longer for {call.model} to begin: its fallback is asked"
+        self._supervisor.post(RequestAbandoned(now(), call.number, Fault("deadline_exceeded", why)))
+
+    def _be_patient(self, call: Call, model: str) -> None:
+        """From now on a model has so long to begin, if there is somebody else to ask."""
+        after_s = self._fallback_after_s(model) if call.fallbacks else None
+        call.begins_by, call.late = None if after_s is None else now() + after_s, False
 
     def _lack(self, model: str, order: Task) -> Fault | None:
         """Why a model cannot work on an order, as far as that is known before it is loaded."""
@@ -162,8 +181,7 @@ class Claims:
 
     def fall_back(self, call: Call, fault: Fault) -> bool:
         """Ask the next model of the chain where that may help and nothing was said yet; False: the fault stands."""
-        said = call.text is not None and call.text.tokens_seen > 0
-        if fault.code not in FALLBACK_CODES or said or call.order is None:
+        if (fault.code not in FALLBACK_CODES and not call.late) or _has_begun(call) or call.order is None:
             return False
         while call.fallbacks:
             following, *rest = call.fallbacks
@@ -174,9 +192,14 @@ class Claims:
             self._calls.renumber(call)
             call.order = msgspec.structs.replace(call.order, request=call.number)
             call.deadline, call.result, call.prefilled = call.until, None, 0.0
+            self._be_patient(call, model)
             self.claim(call, model, Want.INFER, priority=orders.PRIORITIES[call.priority])
             return True
         return False
+
+
+def _has_begun(call: Call) -> bool:
+    return call.text is not None and call.text.tokens_seen > 0
 
 
 def now() -> float:

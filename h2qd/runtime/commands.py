@@ -204,6 +204,7 @@ class Commands:
         for call in self._calls:
             if call.deadline is not None and now() > call.deadline:
                 self._end(call, Fault("deadline_exceeded", "cannot finish the request: its deadline passed"))
+            self._claims.look(call)
             if not call.ended:
                 self._tell_progress(call)
 

@@ -14,13 +14,20 @@ MODELS: dict[str, dict[str, object]] = {
     "crashes": {"crash_at_token": 0},
     "late": {"crash_at_token": 2, "token_ms": 20},
     "fails": {"fail_at_token": 0},
+    "slow": {"load_ms": 60_000},
+    "mute": {"tokens": ["at last"], "token_ms": 60_000},
+    "talks": {"tokens": ["a ", "b ", "c "], "token_ms": 400},
 }
+AFTER = {"slow": "300ms", "mute": "300ms", "talks": "600ms"}
 CHAINS = {
     "broken": ["huge", "sound"],
     "huge": ["sound"],
     "crashes": ["fails", "sound"],
     "late": ["sound"],
     "fails": ["broken", "nobody"],
+    "slow": ["mute", "sound"],
+    "mute": ["sound"],
+    "talks": ["sound"],
 }
 
 
@@ -30,6 +37,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     text = config_text({name: script(folder, name, **fields) for name, fields in MODELS.items()})
     for name, chain in CHAINS.items():
         text = text.replace(f"/{name}.json, backend: fake", f"/{name}.json, backend: fake, fallback: {chain}")
+    for name, after in AFTER.items():
+        text = text.replace(f"/{name}.json, backend: fake", f"/{name}.json, backend: fake, fallback_after: {after}")
     config = folder / "h2qd.yaml"
     config.write_text(text.replace("'", ""))
     with started(folder, config) as daemon:
@@ -75,6 +84,17 @@ def test_what_the_request_is_to_blame_for_goes_to_nobody_else(client: Client, da
         client.infer("x " * 5000, "late")
     assert raised.value.code == "context_overflow"
     assert len(daemon.log("request.fell_back")) == before
+
+
+@pytest.mark.parametrize("name", ["slow", "mute"])
+def test_who_does_not_begin_in_time_has_its_place_taken(client: Client, name: str) -> None:
+    answer = client.infer("x", name, timeout=30)
+    assert (answer.text, answer.model, answer.instead_of) == ("sound", "sound", name)
+
+
+def test_who_has_begun_is_left_to_it(client: Client) -> None:
+    answer = client.infer("x", "talks", max_tokens=3)
+    assert (answer.text, answer.instead_of) == ("a b c ", "")
 
 
 def test_it_keeps_its_name(client: Client, daemon: DaemonProcess) -> None:
