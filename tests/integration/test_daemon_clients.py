@@ -109,6 +109,7 @@ def test_a_load_that_somebody_else_wants_too_goes_on(daemon: DaemonProcess, clie
     with client_process(daemon, "Client(path).load('joint')") as process:
         await_true(lambda: (switch := client.status().switch) is not None and switch.phase == "load", "it loads")
         joined = background(lambda: daemon.client().load("joint"))
+        await_true(lambda: client.status().waiting == 2, "both wait for it")
         process.kill()
         assert joined.result(20).changed
     assert len([line for line in client.explain("joint").story if line.now == "loading"]) == 1
