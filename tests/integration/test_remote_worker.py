@@ -157,8 +157,10 @@ def test_lists_and_pulls_are_jobs(shared: ZygotePeer, ollama: OllamaServer) -> N
         listed, before = peer.until(Listed)
         assert {model.name for model in listed.models} == {"small:latest", "new:latest"}
         assert [said for said in before if isinstance(said, Loading)]
-        peer.send(ListModels(target(ollama)), StopWorker(save=True))
-        assert peer.rest() == [listed]
+        peer.send(ListModels(target(ollama)))
+        assert peer.until(Listed)[0] == listed
+        peer.send(StopWorker(save=True))
+        assert peer.rest() == []
     assert shared.reaped(pid).status == 0
 
 
