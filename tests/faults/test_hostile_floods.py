@@ -19,8 +19,8 @@ from tests.harness import DaemonProcess, await_true, client_process, line_of, ru
 FRAMES = int(os.environ.get("H2Q_FLOOD_FRAMES", "200000"))
 STRANGER = 54321
 FLAT_BYTES = 2 * 2**20
-STATUS_S_MAX = 0.05
-"""For 99 of 100 status requests under attack."""
+STATUS_S_MAX = 0.1
+"""For 99 of 100 status requests under attack, on a machine that does other things too; the bench is stricter."""
 
 
 @pytest.fixture(scope="module")

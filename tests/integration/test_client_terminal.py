@@ -373,6 +373,7 @@ def test_a_signal_cancels_at_the_daemon(
     daemon.on[op] = held(daemon)
     process = begin(daemon.path, *words)
     asked = daemon.heard(op)
+    _waits(process)
     began = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=WAIT_S)
@@ -382,11 +383,17 @@ def test_a_signal_cancels_at_the_daemon(
     assert time.monotonic() - began < 2
 
 
+def _waits(process: "subprocess.Popen[str]") -> None:
+    """Until it has said that it waits: from then on, not from its question on, it hears an interrupt and cancels."""
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("queued")
+
+
 def test_an_interrupted_client_waits_a_second_for_a_daemon_that_does_not_answer(daemon: ScriptedDaemon) -> None:
     daemon.on["model.load"] = held(daemon)
     daemon.on["request.cancel"] = lambda _: None
     process = begin(daemon.path, "load", "gemma3")
-    daemon.heard("model.load")
+    _waits(process)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=WAIT_S)
