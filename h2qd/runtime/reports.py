@@ -121,6 +121,8 @@ class Reports:
                 yield f"{name} cannot be used: {row.reason}"
         for name, breaker in away.items():
             yield views.server_away(views.server_row(name, breaker))
+        for name, size in self._residents.foreign_bytes().items():
+            yield f"{name} holds {size / 2**20:.0f} MiB of this device for models that others loaded there"
         for name in self._exposed:
             yield f"the key of {name} travels in plain text: its url is not https"
 

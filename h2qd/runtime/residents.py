@@ -64,7 +64,8 @@ _REASON_CHARS_MAX = 200
 class _Resident:
     """A worker with its model, and what was measured of it. `before`: the tree before it was told to stop or park.
 
-    `elsewhere_bytes`: what a server on this device holds for it, `elsewhere_before` the same before it was told.
+    `elsewhere_bytes`: what a server on this device holds for it, `elsewhere_before` the same before it was told;
+    `foreign_bytes`: what that holds for models that are not ours.
     """
 
     worker: Worker
@@ -77,6 +78,7 @@ class _Resident:
     held_bytes: int = 0
     elsewhere_bytes: int = 0
     elsewhere_before: int = 0
+    foreign_bytes: int = 0
     exercised: bool = False
     told_exercised: bool = False
     ready: bool = False
@@ -276,6 +278,14 @@ class Residents:
         resident = self._residents.get(number)
         return resident.device if resident is not None else "cpu"
 
+    def foreign_bytes(self) -> dict[str, int]:
+        """What servers on this device hold of its memory for models that are not ours, by server."""
+        seen: dict[str, int] = {}
+        for resident in self._residents.values():
+            if resident.foreign_bytes:
+                seen[resident.model.partition("/")[0]] = resident.foreign_bytes
+        return seen
+
     # --- what workers say -------------------------------------------------------------------------
 
     def _take(self, number: int, message: FromWorker) -> None:  # noqa: C901 - one flat list of messages
@@ -331,7 +341,7 @@ class Residents:
         if resident.ready:
             resident.held_bytes += held.elsewhere_bytes - resident.elsewhere_bytes
             self._post(WorkerMeasured(self._now(), resident.worker.number, max(0, resident.held_bytes)))
-        resident.elsewhere_bytes = held.elsewhere_bytes
+        resident.elsewhere_bytes, resident.foreign_bytes = held.elsewhere_bytes, held.foreign_bytes
         self._look()
 
     @staticmethod

@@ -1,8 +1,10 @@
 """Models of servers as residents: listed, switched to and away from, paid for in memory; and no trace of keys."""
 
+import http.client
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -135,6 +137,25 @@ def test_a_server_that_loses_the_model_behind_our_back_is_believed(client: Clien
         return next(row.size_bytes or 0 for row in client.ps().models)
 
     await_true(lambda: held() < 40 * MIB, "the ledger is told")
+
+
+def test_what_others_load_at_a_server_of_this_device_is_told(client: Client, ollama: OllamaServer) -> None:
+    def told() -> list[str]:
+        return [line for line in client.status().degraded if line.startswith("box holds")]
+
+    def another_user(**fields: object) -> None:
+        body = json.dumps({"model": "big/other:q4", "prompt": "", "stream": False, **fields}).encode()
+        with closing(http.client.HTTPConnection("127.0.0.1", ollama.port, timeout=20)) as connection:
+            connection.request("POST", "/api/generate", body)
+            assert connection.getresponse().status == http.client.OK
+
+    client.switch("box/small:latest")
+    another_user()
+    await_true(
+        lambda: told() == ["box holds 60 MiB of this device for models that others loaded there"], "it is seen"
+    )
+    another_user(keep_alive=0)
+    await_true(lambda: not told(), "it is gone")
 
 
 def test_a_remote_that_does_not_come_up_costs_nothing(client: Client, tmp_path: Path, openai: OpenAIServer) -> None:
