@@ -32,6 +32,7 @@ class Candidates:
         self._size = size
         self._likeliest = likeliest if likeliest * _SMALL < size else 0
         self._margin = _MARGIN
+        self._all: NDArray[np.int32] | None = None  # every token's number, once that was asked for
         self._table = np.empty(0, dtype=_CANDIDATE)  # what `array` points into
 
     def highest(self) -> float:
@@ -52,9 +53,11 @@ class Candidates:
 
     def fill_all(self, logits: NDArray[np.float32]) -> None:
         """Every token."""
-        self._set(np.arange(self._size), logits)
+        if self._all is None:
+            self._all = np.arange(self._size, dtype=np.int32)
+        self._set(self._all, logits)
 
-    def _set(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    def _set(self, tokens: NDArray[np.int64] | NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         if self._table.size != tokens.size:
             self._table = np.zeros(tokens.size, dtype=_CANDIDATE)
         self._table["id"] = tokens
