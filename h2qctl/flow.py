@@ -125,18 +125,49 @@ class _Held:
         self._flow.close()
 
 
-class Stream(_Held):
+class Gathered:
+    """What came of an answer so far; `answer` is None until the end, then all of it."""
+
+    def __init__(self) -> None:
+        self.answer: m.Answer | None = None
+        self.logprobs: list[m.TokenLogprob] = []
+        self._pieces: list[str] = []
+        self._thoughts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """What came so far."""
+        return "".join(self._pieces)
+
+    @property
+    def thinking(self) -> str:
+        """What was thought so far."""
+        return "".join(self._thoughts)
+
+    def _kept(self, delta: m.Delta) -> m.Delta:
+        self._pieces.append(delta.text)
+        self._thoughts.append(delta.thinking)
+        self.logprobs += delta.logprobs
+        return delta
+
+    def _ended(self, last: m.Say) -> m.Delta | None:
+        """What the daemon's last word adds, if anything; `answer` is whole then."""
+        end = expect(last, m.Answer)
+        rest = self._kept(m.Delta(end.text, 0, end.logprobs, end.thinking))
+        whole = {"text": self.text, "logprobs": self.logprobs, "thinking": self.thinking}
+        self.answer = msgspec.structs.replace(end, **whole)
+        return rest if rest.text or rest.thinking else None
+
+
+class Stream(_Held, Gathered):
     """The text of an answer as it comes, or all that comes (`deltas`).
 
     `answer` is None until the end, then all of it: text, `thinking` and `logprobs`.
     """
 
     def __init__(self, flow: Flow) -> None:
-        super().__init__(flow)
-        self.answer: m.Answer | None = None
-        self.logprobs: list[m.TokenLogprob] = []
-        self._pieces: list[str] = []
-        self._thoughts: list[str] = []
+        _Held.__init__(self, flow)
+        Gathered.__init__(self)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -157,27 +188,7 @@ class Stream(_Held):
             return self._kept(expect(chunk, m.Delta))
         if self.answer is not None or self._flow.end is None:
             return None
-        end = expect(self._flow.end, m.Answer)
-        rest = self._kept(m.Delta(end.text, 0, end.logprobs, end.thinking))
-        whole = {"text": self.text, "logprobs": self.logprobs, "thinking": self.thinking}
-        self.answer = msgspec.structs.replace(end, **whole)
-        return rest if rest.text or rest.thinking else None
-
-    def _kept(self, delta: m.Delta) -> m.Delta:
-        self._pieces.append(delta.text)
-        self._thoughts.append(delta.thinking)
-        self.logprobs += delta.logprobs
-        return delta
-
-    @property
-    def text(self) -> str:
-        """What came so far."""
-        return "".join(self._pieces)
-
-    @property
-    def thinking(self) -> str:
-        """What was thought so far."""
-        return "".join(self._thoughts)
+        return self._ended(self._flow.end)
 
 
 class Watch(_Held):

@@ -8,25 +8,20 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
-from h2qctl.flow import expect
+from h2qctl.flow import Gathered, expect
 from h2qctl.line import AsyncFlow
 from h2qd.wire import messages as m
 
 
-class AsyncStream:
+class AsyncStream(Gathered):
     """The text of an answer as it comes, or all that comes (`deltas`).
 
     `answer` is None until the end, then all of it: text, `thinking` and `logprobs`.
     """
 
     def __init__(self, flow: AsyncFlow) -> None:
-        self.answer: m.Answer | None = None
-        self.logprobs: list[m.TokenLogprob] = []
+        super().__init__()
         self._flow = flow
-        self._pieces: list[str] = []
-        self._thoughts: list[str] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,27 +50,7 @@ class AsyncStream:
             return self._kept(expect(chunk, m.Delta))
         if self.answer is not None or self._flow.end is None:
             return None
-        end = expect(self._flow.end, m.Answer)
-        rest = self._kept(m.Delta(end.text, 0, end.logprobs, end.thinking))
-        whole = {"text": self.text, "logprobs": self.logprobs, "thinking": self.thinking}
-        self.answer = msgspec.structs.replace(end, **whole)
-        return rest if rest.text or rest.thinking else None
-
-    def _kept(self, delta: m.Delta) -> m.Delta:
-        self._pieces.append(delta.text)
-        self._thoughts.append(delta.thinking)
-        self.logprobs += delta.logprobs
-        return delta
-
-    @property
-    def text(self) -> str:
-        """What came so far."""
-        return "".join(self._pieces)
-
-    @property
-    def thinking(self) -> str:
-        """What was thought so far."""
-        return "".join(self._thoughts)
+        return self._ended(self._flow.end)
 
     def cancel(self) -> None:
         """Be done: cancel the request at the daemon unless it has ended."""
