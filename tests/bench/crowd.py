@@ -9,8 +9,8 @@ Without `H2Q_LLAMA_SERVER` the rows of the server are left out.
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import psutil
@@ -20,7 +20,7 @@ from h2qd.runtime.meter import parse_sizes
 from tests.bench import daemons, figures
 from tests.bench.batch import process
 from tests.bench.figures import Bound, Row
-from tests.bench.server import GREEDY, SHARE_TOKENS, SLOTS, TOKENS, Run, Server, prompts, served, take
+from tests.bench.server import GREEDY, SHARE_TOKENS, SLOTS, TOKENS, Run, Server, prompts, served, take, together
 from tests.bench.setting import Setting, rounds
 
 ENGINE_RATIO_MIN = 0.97
@@ -78,13 +78,7 @@ class _Crowd:
                 if piece == 0:
                     firsts[at] = time.perf_counter()
 
-        threads = [Thread(target=ask, args=(at,)) for at in range(len(prompts))]
-        began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        wall_ms = (time.perf_counter() - began) * 1000
+        began, wall_ms = together([partial(ask, at) for at in range(len(prompts))])
         return Run(wall_ms, [(first - began) * 1000 for first in firsts])
 
 

@@ -12,8 +12,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ def take(fresh: Iterator[str], count: int) -> list[str]:
     return [next(fresh) for _ in range(count)]
 
 
+def together(asks: Sequence[Callable[[], None]]) -> tuple[float, float]:
+    """Each on a thread of its own, all at once: when they began (perf_counter), and ms until the last was done."""
+    threads = [threading.Thread(target=ask) for ask in asks]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return began, (time.perf_counter() - began) * 1000
+
+
 class Server:
     """A llama-server that answers."""
 
@@ -64,34 +76,27 @@ class Server:
     def rate(self, prompts: Sequence[str], sampling: Mapping[str, Any] = GREEDY) -> Run:
         """All at once, a connection for each."""
         times: list[list[float]] = [[] for _ in prompts]
-        threads = [
-            threading.Thread(target=self._stream, args=(prompt, TOKENS, stamps, sampling))
-            for prompt, stamps in zip(prompts, times, strict=True)
-        ]
-        began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        wall_ms = (time.perf_counter() - began) * 1000
+        began, wall_ms = together(
+            [partial(self._stream, *one, TOKENS, sampling) for one in zip(prompts, times, strict=True)]
+        )
         return Run(wall_ms, [(stamps[0] - began) * 1000 for stamps in times])
 
     def gaps(self, prompt: str, long: str) -> tuple[list[float], float]:
         """The gaps of a stream from when a long prompt came until its first token, and how long that took."""
         stamps: list[float] = []
         other: list[float] = []
-        thread = threading.Thread(target=self._stream, args=(prompt, 600, stamps))
+        thread = threading.Thread(target=self._stream, args=(prompt, stamps, 600))
         thread.start()
         while len(stamps) < 100:
             time.sleep(0.001)
         began = time.perf_counter()
-        self._stream(long, 1, other)
+        self._stream(long, other, 1)
         ended = time.perf_counter()
         thread.join()
         gaps = [(after - before) * 1000 for before, after in pairwise(stamps) if after > began and before < ended]
         return gaps, (other[0] - began) * 1000
 
-    def _stream(self, prompt: str, tokens: int, stamps: list[float], sampling: Mapping[str, Any] = GREEDY) -> None:
+    def _stream(self, prompt: str, stamps: list[float], tokens: int, sampling: Mapping[str, Any] = GREEDY) -> None:
         body = {"prompt": prompt, "n_predict": tokens, "stream": True, "ignore_eos": True, "cache_prompt": False}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         connection.request(

@@ -26,6 +26,7 @@ from h2qd.wire.workers import (
 )
 from h2qd.worker.torch.engine import TorchEngine
 from tests import folders
+from tests.torch_steps import run
 
 GREEDY = Sampler(temperature=0)
 DRAWN = Sampler(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
@@ -56,16 +57,6 @@ def generate(request: int, **fields: Any) -> Generate:
     prompt = "the quick brown fox jumps over the lazy dog. "[: LENGTHS.get(request, 9)]
     wanted = {"max_tokens": 24, "sampler": GREEDY, "prompt": prompt, "ignore_eos": True, "logprobs": 0, **fields}
     return Generate(**{"request": request, **wanted})
-
-
-def run(engine: TorchEngine, *orders: Any) -> dict[int, list[Any]]:
-    for order in orders:
-        engine.submit(order)
-    heard: dict[int, list[Any]] = {order.request: [] for order in orders}
-    while engine.busy:
-        for message in engine.step():
-            heard[message.request].append(message)
-    return heard
 
 
 def tokens_of(messages: list[Any]) -> list[int]:

@@ -41,6 +41,7 @@ from h2qd.worker.torch.engine import TorchEngine  # noqa: E402
 from h2qd.worker.torch.libraries import lean, torch, transformers  # noqa: E402
 from h2qd.worker.torch.model import Wanted  # noqa: E402
 from tests import folders  # noqa: E402
+from tests.torch_steps import run, text_of  # noqa: E402
 
 MINILM = str(gt.get_model_path())
 GREEDY = Sampler(temperature=0)
@@ -59,26 +60,12 @@ def refusal(path: Path, **order: Any) -> EngineError:
     return caught.value
 
 
-def said(engine: TorchEngine, *orders: Any) -> dict[int, list[Any]]:
-    for order in orders:
-        engine.submit(order)
-    heard: dict[int, list[Any]] = {order.request: [] for order in orders}
-    while engine.busy:
-        for message in engine.step():
-            heard[message.request].append(message)
-    return heard
-
-
 def last(engine: TorchEngine, order: Any) -> Any:
-    return said(engine, order)[order.request][-1]
+    return run(engine, order)[order.request][-1]
 
 
 def generate(request: int = 1, **fields: Any) -> Generate:
     return Generate(**{"request": request, "max_tokens": 12, "sampler": GREEDY, "prompt": PROMPT, **fields})
-
-
-def text_of(messages: list[Any]) -> str:
-    return "".join(message.text for message in messages if isinstance(message, Text))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +182,7 @@ def test_a_model_that_generates_gives_vectors_of_its_last_token(engine: TorchEng
 
 def test_a_greedy_answer_is_that_of_transformers(engine: TorchEngine, reference: Any) -> None:
     prompt = PROMPT * 12  # longer than a piece
-    heard = said(engine, generate(prompt=prompt, ignore_eos=True, logprobs=2))[1]
+    heard = run(engine, generate(prompt=prompt, ignore_eos=True, logprobs=2))[1]
     tokens = [0, *last(engine, TokenizeText(2, prompt)).tokens]
     chosen = [one for message in heard if isinstance(message, Text) for one in message.logprobs]
     assert [one.token for one in chosen] == greedily(reference, tokens, 12)
@@ -208,7 +195,7 @@ def test_a_greedy_answer_is_that_of_transformers(engine: TorchEngine, reference:
 def test_a_seed_gives_the_same_answer_again(engine: TorchEngine) -> None:
     def drawn(seed: int) -> str:
         sampler = Sampler(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        return text_of(said(engine, generate(sampler=sampler, ignore_eos=True))[1])
+        return text_of(run(engine, generate(sampler=sampler, ignore_eos=True))[1])
 
     assert drawn(1) == drawn(1)
     assert len({drawn(seed) for seed in range(4)}) > 1
@@ -217,18 +204,18 @@ def test_a_seed_gives_the_same_answer_again(engine: TorchEngine) -> None:
 def test_bias_penalty_and_narrow_sampling(engine: TorchEngine) -> None:
     letter = last(engine, TokenizeText(2, "q")).tokens[0]
     biased = Sampler(temperature=0, logit_bias={letter: 1000.0})
-    assert text_of(said(engine, generate(sampler=biased))[1]) == "q" * 12
+    assert text_of(run(engine, generate(sampler=biased))[1]) == "q" * 12
     penalised = Sampler(temperature=0, logit_bias={letter: 10.0}, repeat_penalty=100.0)
-    assert text_of(said(engine, generate(sampler=penalised))[1]).count("q") < 12
-    greedy = text_of(said(engine, generate(ignore_eos=True))[1])
+    assert text_of(run(engine, generate(sampler=penalised))[1]).count("q") < 12
+    greedy = text_of(run(engine, generate(ignore_eos=True))[1])
     for narrow in ({"top_k": 1}, {"top_k": 0, "top_p": 1e-9}, {"top_k": 0, "top_p": 1.0, "min_p": 1.0}):
-        assert text_of(said(engine, generate(sampler=Sampler(temperature=1, **narrow), ignore_eos=True))[1]) == greedy
+        assert text_of(run(engine, generate(sampler=Sampler(temperature=1, **narrow), ignore_eos=True))[1]) == greedy
 
 
 def test_stop_strings_and_the_end_of_text(engine: TorchEngine) -> None:
     letter = last(engine, TokenizeText(2, "q")).tokens[0]
     always = Sampler(temperature=0, logit_bias={letter: 1000.0})
-    heard = said(engine, generate(sampler=always, stop=["qqq"]))[1]
+    heard = run(engine, generate(sampler=always, stop=["qqq"]))[1]
     assert (text_of(heard), heard[-1].finish) == ("", "stop_string")
     ends = Sampler(temperature=0, logit_bias={1: 1000.0})
     assert last(engine, generate(sampler=ends)).finish == "stop"
@@ -490,13 +477,13 @@ def test_progress_and_beat_move_with_the_load(llama: Path) -> None:
 
 def test_parked_it_takes_no_work_and_resumed_it_does(llama: Path) -> None:
     engine = opened(llama)
-    before = text_of(said(engine, generate())[1])
+    before = text_of(run(engine, generate())[1])
     engine.park()
     with pytest.raises(EngineError) as caught:
         engine.submit(generate())
     assert caught.value.code == "not_loaded"
     assert engine.resume(ResumeModel(128)).ctx == 128
-    assert text_of(said(engine, generate())[1]) == before
+    assert text_of(run(engine, generate())[1]) == before
     with pytest.raises(RuntimeError):
         engine.resume(ResumeModel(128))
     engine.close()

@@ -12,9 +12,10 @@ from h2qd.worker.engine import Beat, EngineError
 pytest.importorskip("torch")
 pytest.importorskip("llguidance")
 
-from h2qd.wire.workers import Generate, Generated, GenerationFailed, LoadModel, Sampler, Text
+from h2qd.wire.workers import Generate, Generated, GenerationFailed, LoadModel, Sampler
 from h2qd.worker.torch.engine import TorchEngine
 from tests import folders
+from tests.torch_steps import run, text_of
 
 PERSON = {
     "type": "object",
@@ -42,20 +43,6 @@ def order(request: int = 1, *, seed: int = 0, **fields: Any) -> Generate:
     sampler = {name: fields.pop(name) for name in names if name in fields}
     drawn = Sampler(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, **sampler)
     return Generate(**{"request": request, "max_tokens": 300, "sampler": drawn, "prompt": "Say: ", **fields})
-
-
-def run(engine: TorchEngine, *orders: Generate) -> dict[int, list[Any]]:
-    for one in orders:
-        engine.submit(one)
-    heard: dict[int, list[Any]] = {one.request: [] for one in orders}
-    while engine.busy:
-        for message in engine.step():
-            heard[message.request].append(message)
-    return heard
-
-
-def text_of(messages: list[Any]) -> str:
-    return "".join(message.text for message in messages if isinstance(message, Text))
 
 
 def finish_of(messages: list[Any]) -> str:
