@@ -5,12 +5,14 @@ A request says how much it has to compute and does it when told to; whose turn i
 and `vectors`. Invariant: work ends exactly once, with its one last message, and `ended` is true then.
 """
 
+from abc import ABC, abstractmethod
+
 from h2qd.wire.workers import GenerationFailed
 from h2qd.worker.engine import Said
 from h2qd.worker.torch.model import Wanted
 
 
-class Work:
+class Work(ABC):
     """One request. `served` and `arrived` belong to who decides whose turn it is."""
 
     def __init__(self, request: int, priority: int) -> None:
@@ -22,17 +24,17 @@ class Work:
         self.served = 0
 
     @property
+    @abstractmethod
     def ready(self) -> int:
         """How many tokens its next pass may hold, a pass of its own; 0: it goes on with a token, beside others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, count: int) -> list[Said]:
         """A pass of the next `count` of what is `ready`. Raises `InterruptedPassError`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pause(self) -> None:
         """Give up what is computed, but not what was said: the rest goes on later."""
-        raise NotImplementedError
 
     def cancel(self) -> list[Said]:
         """End it as it was asked to."""
