@@ -11,6 +11,7 @@ from typing import get_args
 from h2qctl import sampling, tools
 from h2qctl.asks import ChatOptions
 from h2qctl.errors import H2qError
+from h2qctl.stdin import first
 from h2qd.wire.abilities import image_type
 from h2qd.wire.limits import IMAGE_BYTES_MAX, IMAGES_MAX, PROMPT_BYTES_MAX
 from h2qd.wire.messages import Think
@@ -72,11 +73,7 @@ def images(paths: Sequence[str]) -> list[bytes]:
 
 
 def _image(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  # pathlib would cost each start 6 ms
-            data = file.read(IMAGE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise H2qError("invalid_request", f"cannot read {shown(path)}: {shown(str(error))}", "name a file") from None
+    data = first(path, IMAGE_BYTES_MAX + 1)
     if len(data) > IMAGE_BYTES_MAX:
         text = f"cannot send {shown(path)}: an image has at most IMAGE_BYTES_MAX ({IMAGE_BYTES_MAX}) bytes"
         raise H2qError("too_large", text, "make it smaller: models see it at a low resolution anyway")

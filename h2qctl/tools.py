@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from h2qctl.errors import H2qError
+from h2qctl.stdin import first
 from h2qd.wire import messages as m
 from h2qd.wire.limits import PROMPT_BYTES_MAX
 from h2qd.wire.names import shown
@@ -26,11 +27,7 @@ _WRAPPING = {"type", "function"}
 def read(path: str) -> list[m.Tool]:
     """The tools in a file: a JSON list of definitions. Raises `H2qError` (invalid_request, too_large)."""
     hint = "write a JSON list of tools, each with a name, a description and parameters"
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  # pathlib would cost each start 6 ms
-            data = file.read(PROMPT_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise H2qError("invalid_request", f"cannot read {shown(path)}: {shown(str(error))}", "name a file") from None
+    data = first(path, PROMPT_BYTES_MAX + 1)
     if len(data) > PROMPT_BYTES_MAX:
         raise H2qError("too_large", f"cannot take tools of more than {PROMPT_BYTES_MAX} bytes from {shown(path)}")
     try:

@@ -69,7 +69,7 @@ class Calls:
             arguments = "".join(call.arguments).strip() or "{}"
             if not call.name:
                 raise nonsense("it calls a tool without a name")
-            if not _is_object(arguments):
+            if not is_object(arguments):
                 if cut:
                     continue
                 name = shown(call.name, 64)
@@ -84,7 +84,8 @@ class Calls:
         return told
 
 
-def _is_object(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object and nothing else: what arguments and their schemas must be."""
     try:
         return isinstance(msgspec.json.decode(text), dict)
     except MALFORMED:

@@ -14,7 +14,7 @@ from h2qd.wire.abilities import image_type
 from h2qd.wire.names import shown
 from h2qd.wire.workers import Generate, ToolCall, Turn
 from h2qd.worker.engine import EngineError
-from h2qd.worker.remote.errors import MALFORMED
+from h2qd.worker.remote.calls import is_object
 
 _EFFORTS = {False: "none", True: "medium"}
 _NAME_CHARS_MAX = 64
@@ -106,9 +106,6 @@ def _data_url(image: bytes) -> str:
 
 def _object(text: str, what: str) -> msgspec.Raw:
     """A JSON object as a part of a request. Raises `EngineError` (invalid_request) unless it is just that."""
-    try:
-        if isinstance(msgspec.json.decode(text), dict):
-            return msgspec.Raw(text.encode())
-    except MALFORMED:
-        pass  # told below
-    raise EngineError("invalid_request", f"cannot use {what}: it is no JSON object")
+    if not is_object(text):
+        raise EngineError("invalid_request", f"cannot use {what}: it is no JSON object")
+    return msgspec.Raw(text.encode())
