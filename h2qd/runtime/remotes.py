@@ -15,6 +15,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import psutil
@@ -40,6 +41,23 @@ _TYPED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 """A server's name of a model that a shell takes as it stands."""
 
 
+@dataclass(slots=True, eq=False)
+class _Server:
+    """A server of the configuration. `lists`: how often it said what it has; `wanted_at`: when it is to be asked.
+
+    `looked`: it has been asked once, with whatever success; `answered`: it said what it has; `wanted`: there is a new
+    `wanted_at`.
+    """
+
+    remote: Remote
+    target: RemoteTarget
+    lists: int = 0
+    wanted_at: float = math.inf
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Remotes:
     """Asks the servers and keeps `manifests` and `missing` in step; `registered` and `gone` are told of what changed.
 
@@ -58,7 +76,7 @@ class Remotes:
         gone: Callable[[str], None],
         asked: Callable[[str, Fault | None], None],
     ) -> None:
-        self._remotes = remotes
+        self._servers = {name: _Server(remote, _target(remote)) for name, remote in remotes.items()}
         self._errands = errands
         self._environ = environ
         self._manifests = manifests
@@ -66,58 +84,40 @@ class Remotes:
         self._registered = registered
         self._gone = gone
         self._asked = asked
-        self._targets = targets(remotes)
-        self._lists = dict.fromkeys(remotes, 0)
-        self._looked = {name: asyncio.Event() for name in remotes}
-        self._wanted = {name: asyncio.Event() for name in remotes}
-        self._wanted_at = dict.fromkeys(remotes, math.inf)
-        self._answered = {name: asyncio.Event() for name in remotes}
 
     async def follow(self, name: str) -> None:
         """Ask the server `name` now and then, for ever; when the core says so; and sooner after it did not answer."""
-        remote, wait_s = self._remotes[name], _RETRY_S_MIN
+        server, wait_s = self._servers[name], _RETRY_S_MIN
         while True:
-            self._wanted_at[name] = math.inf
+            server.wanted_at = math.inf
             answers = await self._refresh(name)
-            self._looked[name].set()
-            wait_s = remote.refresh_s if answers else min(2 * wait_s, remote.refresh_s)
-            await self._rest(name, wait_s)
+            server.looked.set()
+            wait_s = server.remote.refresh_s if answers else min(2 * wait_s, server.remote.refresh_s)
+            await _rest(server, wait_s)
 
     def ask(self, name: str, at: float) -> None:
         """Have a server asked at `at` on the loop's clock, whenever else it would be."""
-        if name in self._remotes:
-            self._wanted_at[name] = at
-            self._wanted[name].set()
-
-    async def _rest(self, name: str, wait_s: float) -> None:
-        """Until it is time to ask: in `wait_s`, unless the core has said when."""
-        until = asyncio.get_running_loop().time() + wait_s
-        while True:
-            self._wanted[name].clear()
-            due = self._wanted_at[name] if self._wanted_at[name] < math.inf else until
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due):
-                    await self._wanted[name].wait()
-                    continue
-            return
+        if (server := self._servers.get(name)) is not None:
+            server.wanted_at = at
+            server.wanted.set()
 
     async def looked(self, names: Iterable[str]) -> None:
         """Until the servers of the models `names` have been asked once, with whatever success."""
         for server in self.servers_of(names):
-            await self._looked[server].wait()
+            await self._servers[server].looked.wait()
 
     async def answered(self, server: str, within_s: float) -> bool:
         """Whether a server said what it has, at any time before or within so long from now."""
         try:
             async with asyncio.timeout(within_s):
-                await self._answered[server].wait()
+                await self._servers[server].answered.wait()
         except TimeoutError:
             return False
         return True
 
     def servers_of(self, names: Iterable[str]) -> set[str]:
         """The servers that models of these names are of."""
-        return {name.partition("/")[0] for name in names} & self._remotes.keys()
+        return {name.partition("/")[0] for name in names} & self._servers.keys()
 
     def to_pull(self, name: str) -> tuple[str, str]:
         """The server, and its own name, of what a user calls `name`, which may be there or not.
@@ -126,9 +126,9 @@ class Remotes:
         cannot pull), remote_unreachable (it cannot be asked at all).
         """
         server, _, model = name.partition("/")
-        remote = self._remotes.get(server)
-        if remote is None or not model:
+        if server not in self._servers or not model:
             raise Refusal(self._no_server(name, server if model else ""))
+        remote = self._servers[server].remote
         model = dict(remote.aliases).get(model, model)
         if remote.type != "ollama":
             raise Refusal(Fault("unsupported", f"cannot pull {shown(name)}: {server} is no Ollama, and cannot pull"))
@@ -156,14 +156,14 @@ class Remotes:
         alias.
         """
         server, _, model = name.partition("/")
-        if name in self._manifests or server not in self._remotes:
+        if name in self._manifests or server not in self._servers:
             return name
         found = self.named(server, model)
         return found.name if found is not None else name
 
     def target(self, server: str) -> RemoteTarget:
         """How to speak to one of the servers."""
-        return self._targets[server]
+        return self._servers[server].target
 
     def named(self, server: str, model: str) -> Manifest | None:
         """What is registered of a server's `model`, called as its users may call it there."""
@@ -172,39 +172,40 @@ class Remotes:
 
     def learn(self, name: str, models: list[RemoteModel]) -> None:
         """What the server `name` has now, as it said itself."""
-        self._lists[name] += 1
+        self._servers[name].lists += 1
         if self._missing.pop(f"{name}/*", None) is not None:
             log.info("remote.available", remote=name)
         self._update(name, models)
-        self._answered[name].set()
+        self._servers[name].answered.set()
         self._asked(name, None)
 
     def _no_server(self, name: str, server: str) -> Fault:
         what = f"there is no remote {shown(server)}" if server else "say which server is to fetch it: REMOTE/NAME"
-        because = f"the configuration's remotes are {', '.join(self._remotes)}" if self._remotes else "it names none"
-        ollamas = [known for known, remote in self._remotes.items() if remote.type == "ollama"]
+        because = f"the configuration's remotes are {', '.join(self._servers)}" if self._servers else "it names none"
+        ollamas = [known for known, one in self._servers.items() if one.remote.type == "ollama"]
         near = difflib.get_close_matches(server[:64], ollamas, 1) or (ollamas if len(ollamas) == 1 else [])
         model = name.partition("/")[2] if server else name
         fix = f"h2qctl pull {near[0]}/{model}" if near and _TYPED.fullmatch(model) else "h2qctl config"
         return Fault("invalid_request", f"cannot pull {shown(name)}: {what}", (because,), fix=fix)
 
     async def _refresh(self, name: str) -> bool:
-        fault = self._lacking(self._remotes[name])
+        server = self._servers[name]
+        fault = self._lacking(server.remote)
         listed: Listed | None = None
-        lists = self._lists[name]
+        lists = server.lists
         if fault is None:
             try:
-                listed = await self._errands.run(ListModels(self._targets[name]), name, Listed, lambda _: None)
+                listed = await self._errands.run(ListModels(server.target), name, Listed, lambda _: None)
             except Refusal as refusal:
                 fault = refusal.fault
         if fault is not None:
-            row = _unavailable(name, self._remotes[name], shown(fault.message, 300))
+            row = _unavailable(name, server.remote, shown(fault.message, 300))
             if self._missing.get(row.name) != row:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
             self._asked(name, fault)
             return False
-        if listed is not None and self._lists[name] == lists:  # else a pull ended meanwhile, and knows better
+        if listed is not None and server.lists == lists:  # else a pull ended meanwhile, and knows better
             self.learn(name, listed.models)
         return True
 
@@ -218,7 +219,7 @@ class Remotes:
         return None
 
     def _update(self, name: str, models: list[RemoteModel]) -> None:
-        remote = self._remotes[name]
+        remote = self._servers[name].remote
         aliases = {tagged(theirs): ours for ours, theirs in remote.aliases}
         wanted = [model for model in models if _offers(remote, model.name)]
         wanted.sort(key=lambda model: tagged(model.name) not in aliases)  # whose name was chosen comes first
@@ -239,6 +240,19 @@ class Remotes:
         for manifest in list(self._manifests.values()):
             if manifest.remote == name and manifest.name not in found:
                 self._gone(manifest.name)
+
+
+async def _rest(server: _Server, wait_s: float) -> None:
+    """Until it is time to ask: in `wait_s`, unless the core has said when."""
+    until = asyncio.get_running_loop().time() + wait_s
+    while True:
+        server.wanted.clear()
+        due = server.wanted_at if server.wanted_at < math.inf else until
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(due):
+                await server.wanted.wait()
+                continue
+        return
 
 
 def _offers(remote: Remote, model: str) -> bool:
