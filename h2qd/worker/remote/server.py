@@ -4,8 +4,6 @@ A request is sent again only while nothing of its answer was used: when it could
 broke before the head of the answer, and when the server says that it is busy. Called by `ollama` and `openai`.
 """
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -16,7 +14,7 @@ from h2qd.wire.workers import RemoteTarget
 from h2qd.worker.engine import EngineError
 from h2qd.worker.remote.errors import MALFORMED, RemoteError, nonsense, refused
 from h2qd.worker.remote.pace import Pace
-from h2qd.worker.remote.retry import TRIES_MAX, WAIT_S_MAX, Budget, delay_s
+from h2qd.worker.remote.retry import Retries
 from h2qd.worker.remote.secret import Secret
 from h2qd.worker.remote.transport import BODY_BYTES_MAX, Answer, Transport
 
@@ -35,7 +33,7 @@ class Server:
         self.transport = Transport(target, secret)
         self._secret = secret
         self._pace = Pace(target.rate_per_min)
-        self._budget = Budget()
+        self._retries = Retries()
 
     async def ask(self, path: str, body: object, kind: type[T], *, head_s: float | None = None) -> T:
         """POST `body`; the answer, which must be a `kind`. Raises `RemoteError`."""
@@ -64,19 +62,7 @@ class Server:
 
     async def _opened(self, method: str, path: str, body: object, head_s: float | None) -> Answer:
         data = None if body is None else msgspec.json.encode(body)
-        give_up_s = time.monotonic() + WAIT_S_MAX
-        self._budget.earn()
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return await self._try(method, path, data, head_s)
-            except RemoteError as error:
-                wait_s = delay_s(tries, error.after_s)
-                late = time.monotonic() + wait_s > give_up_s
-                if not error.again or tries == TRIES_MAX or late or not self._budget.spend():
-                    raise
-                await asyncio.sleep(wait_s)
+        return await self._retries.run(lambda: self._try(method, path, data, head_s))
 
     async def _try(self, method: str, path: str, data: bytes | None, head_s: float | None) -> Answer:
         if method == "POST":  # looks cost a server nothing

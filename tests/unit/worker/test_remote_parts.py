@@ -12,7 +12,7 @@ from h2qd.worker.remote.address import is_refused
 from h2qd.worker.remote.errors import RemoteError, refused
 from h2qd.worker.remote.pace import Pace, span_s
 from h2qd.worker.remote.reply import Reply, chosen
-from h2qd.worker.remote.retry import Budget, delay_s
+from h2qd.worker.remote.retry import TRIES_MAX, WAIT_S_MAX, Retries
 from h2qd.worker.remote.secret import Secret, read_secret
 
 KEY = "sk-proj-0123456789abcdef"
@@ -109,19 +109,61 @@ def test_a_rate_that_is_used_up_for_long_is_said_so() -> None:
     assert caught.value.code == "queue_full"
 
 
+class _Failing:
+    """A server that does nothing but fail, and the clock of who asks it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.tries = 0
+        self.slept_s: list[float] = []
+        self.retries = Retries(self._sleep)
+
+    async def _sleep(self, wait_s: float) -> None:
+        self.slept_s.append(wait_s)
+
+    async def _send(self) -> None:
+        self.tries += 1
+        raise self.error
+
+    def ask(self) -> None:
+        with pytest.raises(type(self.error)) as caught:
+            asyncio.run(self.retries.run(self._send))
+        assert caught.value is self.error
+
+
 def test_retries_are_a_tenth_of_the_requests_after_a_first_few() -> None:
-    budget = Budget()
-    spent = 0
+    server = _Failing(RemoteError("queue_full", "busy", again=True))
     for _ in range(1000):
-        budget.earn()
-        spent += budget.spend()
-    assert 100 <= spent <= 104
+        server.ask()
+    assert 100 <= server.tries - 1000 <= 104
 
 
-def test_delays_grow_and_differ_and_keep_to_what_a_server_asks() -> None:
-    assert delay_s(3, None) > delay_s(1, None)
-    assert len({delay_s(1, None) for _ in range(10)}) > 1
-    assert 5 <= delay_s(1, 5.0) <= 5.25
+def test_one_request_is_sent_a_few_times_at_most_and_later_each_time() -> None:
+    first: list[float] = []
+    for _ in range(50):
+        server = _Failing(RemoteError("queue_full", "busy", again=True))
+        server.ask()
+        assert server.tries == TRIES_MAX
+        assert all(0 <= wait_s <= 0.5 * 2**n for n, wait_s in enumerate(server.slept_s))
+        first.append(server.slept_s[0])
+    assert len(set(first)) > 1, "those who failed together do not come back together"
+
+
+def test_a_retry_keeps_to_what_the_server_asks_if_that_is_worth_waiting_for() -> None:
+    server = _Failing(RemoteError("queue_full", "busy", again=True, after_s=5.0))
+    server.ask()
+    assert server.tries == TRIES_MAX
+    assert all(5 <= wait_s <= 5.25 for wait_s in server.slept_s)
+    server = _Failing(RemoteError("queue_full", "busy", again=True, after_s=WAIT_S_MAX))
+    server.ask()
+    assert server.tries == 1
+
+
+@pytest.mark.parametrize("error", [RemoteError("remote_failed", "no"), asyncio.CancelledError(), ValueError("no")])
+def test_what_does_not_say_that_it_may_pass_is_not_tried_again(error: Exception) -> None:
+    server = _Failing(error)
+    server.ask()
+    assert server.tries == 1
 
 
 @pytest.mark.parametrize(
