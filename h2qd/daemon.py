@@ -22,13 +22,14 @@ from h2qd.core.events import ForgetAsked, ModelRegistered, ServerAsked, StopAske
 from h2qd.core.records import Fault
 from h2qd.errors import StartError
 from h2qd.logs import get_logger
-from h2qd.runtime import remotes, views
+from h2qd.runtime import views
 from h2qd.runtime.accelerators import Accelerators
 from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.claims import Claims
 from h2qd.runtime.commands import Commands, Surroundings
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.elsewhere import Elsewhere
 from h2qd.runtime.engines import Engines
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.heap import Heap
@@ -50,6 +51,7 @@ from h2qd.runtime.server import Client, Server, SocketInUseError
 from h2qd.runtime.shapes import shape_of
 from h2qd.runtime.stall import StallTrigger
 from h2qd.runtime.supervisor import Supervisor
+from h2qd.runtime.targets import Targets, exposed
 from h2qd.runtime.timers import Timers
 from h2qd.runtime.watch import Watch
 from h2qd.runtime.zygote import Zygote
@@ -97,7 +99,15 @@ class Daemon:
         self._scales = Scales(self._zygote, self._meter)
         self._accelerators = Accelerators.open()
         self._gauge = Gauge(accelerators=self._accelerators)
-        self._watch = Watch(self._gauge, config.memory, self._supervisor.post, self._loop.time)
+        elsewhere = Elsewhere(self._manifests, lambda: self._supervisor.state.models)
+        self._watch = Watch(
+            self._gauge,
+            config.memory,
+            self._supervisor.post,
+            self._loop.time,
+            lambda: sum(elsewhere.foreign_bytes().values()),
+        )
+        targets = Targets(config.remotes, lambda: self._accelerators.have_memory)
         self._stalls: StallTrigger | None = None
         self._containers = Containers(lambda planned: policy.margin_bytes(config, planned))
         patience = policy.patience(config)
@@ -115,16 +125,18 @@ class Daemon:
                 str(folder),
                 config.sessions.disk_quota_bytes,
                 self._quantize,
-                remotes.targets(config.remotes),
+                targets,
                 self._adapters,
             ),
+            elsewhere,
         )
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)
         self._imports = Imports(errands, registry, self._manifests, self._disk, self._model_registered)
         self._remotes = Remotes(
-            config.remotes,
+            targets,
             errands,
+            elsewhere,
             os.environ,
             self._manifests,
             self._missing,
@@ -141,6 +153,7 @@ class Daemon:
             self._supervisor,
             self._calls,
             self._residents,
+            elsewhere,
             self._watch,
             self._containers,
             self._zygote,
@@ -149,7 +162,7 @@ class Daemon:
             self._missing,
             lambda: self._phase,
             lambda: self._stalls.trouble if self._stalls is not None else "not started yet",
-            remotes.exposed(config.remotes),
+            exposed(config.remotes),
         )
         claims = Claims(
             self._supervisor,
@@ -170,7 +183,7 @@ class Daemon:
             self._notices,
             self._imports,
             self._remotes,
-            Pulls(self._remotes, errands),
+            Pulls(self._remotes, targets, errands),
             SavedSessions(
                 folder, config.sessions.disk_quota_bytes, self._manifests, self._disk, self._residents.forget
             ),
@@ -218,7 +231,7 @@ class Daemon:
         self._beat()
         self._notifier.ready(f"serving on {config.socket.path}")
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
-        for name in remotes.exposed(config.remotes):
+        for name in exposed(config.remotes):
             log.warning("remote.key_in_plain", remote=name, url=config.remotes[name].url)
         self._followers = [self._loop.create_task(self._remotes.follow(name)) for name in config.remotes]
         starting = self._loop.create_task(self._finish_start())

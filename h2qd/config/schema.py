@@ -390,6 +390,14 @@ class Remote(Section, frozen=True):
             Choice(("auto", "true", "false")),
         ),
     ] = "auto"
+    gpu_memory: Annotated[
+        str,
+        Key(
+            "whose memory a GPU has that an Ollama on this device loads models onto: its own, which is not counted, "
+            "or the device's; auto: its own where an NVIDIA driver tells of some",
+            Choice(("auto", "own", "device")),
+        ),
+    ] = "auto"
     private_addresses: Annotated[bool, Key("whether link-local and metadata addresses may be spoken to", Flag())] = (
         False
     )

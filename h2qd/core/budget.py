@@ -32,9 +32,11 @@ def room(state: State) -> int:
     """What models may be charged in all right now: the budget, or less where the device itself has less to give.
 
     What models hold already is theirs; what others took from the device meanwhile is not there to be planned with.
-    Pages of their files count as available, since the kernel can have them back.
+    Pages of their files count as available, since the kernel can have them back. Those of models that others run in a
+    server here do as well, as the kernel tells it, and yet are in use: so such models are charged to the budget.
     """
-    return min(state.limit_bytes, max(0, device(state) - state.rules.buffer_bytes))
+    left_bytes = state.limit_bytes - state.foreign_bytes
+    return max(0, min(left_bytes, device(state) - state.rules.buffer_bytes))
 
 
 def device(state: State) -> int:

@@ -165,7 +165,8 @@ class LimitRead:
 class MemoryRead:
     """The device's memory now: `used_share` (0..1) is in use, `available_bytes` can be had.
 
-    `stalled`: tasks wait for memory. `accelerator_bytes` are free on the accelerator that has most.
+    `stalled`: tasks wait for memory. `accelerator_bytes` are free on the accelerator that has most. `foreign_bytes`:
+    what servers on this device hold of it for models that are not ours.
     """
 
     now: float
@@ -173,6 +174,7 @@ class MemoryRead:
     available_bytes: int
     stalled: bool = False
     accelerator_bytes: int = 0
+    foreign_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

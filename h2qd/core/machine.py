@@ -86,7 +86,9 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:  # noq
         case LimitRead():
             turn.state = replace(turn.state, limit_bytes=event.limit_bytes)
         case MemoryRead():
-            turn.state = replace(turn.state, accelerator_bytes=event.accelerator_bytes)
+            turn.state = replace(
+                turn.state, accelerator_bytes=event.accelerator_bytes, foreign_bytes=event.foreign_bytes
+            )
             relief.read(turn, event.used_share, event.available_bytes, stalled=event.stalled)
         case StopAsked():
             _stop(turn, event)

@@ -170,7 +170,7 @@ def offer_for(state: State, model: Model, ticket: Ticket) -> Terms | Fault:
         return fitting
     least = min(choice, key=lambda terms: terms.planned_bytes)
     if least.planned_bytes <= budget_bytes:
-        return _short_now(model, least, now_bytes)
+        return _short_now(state, model, least, now_bytes)
     return _no_fit(state, model, choice[0], least, pinned, ticket)
 
 
@@ -182,12 +182,15 @@ def _in_the_way(model: Model, pinned: Model) -> Fault:
     )
 
 
-def _short_now(model: Model, least: Terms, now_bytes: int) -> Fault:
+def _short_now(state: State, model: Model, least: Terms, now_bytes: int) -> Fault:
+    because = ["others on this device hold memory that the budget counts on"]
+    if state.foreign_bytes:
+        because.append(f"{state.foreign_bytes / _GIB:.2f} GiB are with models that others loaded in a server here")
     return Fault(
         "memory_pressure",
         f"cannot load {model.name}: it needs {least.planned_bytes / _GIB:.2f} GiB, the device has "
         f"{max(0, now_bytes) / _GIB:.2f} GiB for models now",
-        ("others on this device hold memory that the budget counts on",),
+        tuple(because),
         retry_after_s=5.0,
     )
 

@@ -349,8 +349,9 @@ class State:
     """Everything the core knows.
 
     `limit_bytes`: what models may hold in all; `available_bytes`: what is free here beside what models are known to
-    hold. `grants` orders clients by their last grant, or their first arrival since: who has the least goes next.
-    Beside that stands when they were served last. `breakers`: of the servers that something speaks against.
+    hold; `foreign_bytes`: what servers on this device hold of it for models that are not ours. `grants` orders
+    clients by their last grant, or their first arrival since: who has the least goes next. Beside that stands when
+    they were served last. `breakers`: of the servers that something speaks against.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -364,6 +365,7 @@ class State:
     limit_bytes: int = 2**53
     available_bytes: int = 2**53
     accelerator_bytes: int = 0
+    foreign_bytes: int = 0
     guard: Guard = field(default_factory=Guard)
     remembered: Memory = field(default_factory=Memory)
     serial: int = 0

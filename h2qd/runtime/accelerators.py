@@ -79,6 +79,7 @@ class Accelerators:
         self._asked = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._heard = False
 
     @classmethod
     def open(cls, root: str = "/", load: Callable[[], Library] = load_library) -> Self:
@@ -98,6 +99,11 @@ class Accelerators:
             self.trouble = "the driver of the GPU does not answer"
             return ()
         return self._devices
+
+    @property
+    def have_memory(self) -> bool:
+        """Whether there is memory of their own, or a driver that may tell of some and was not heard yet."""
+        return bool(self._devices) or (self._thread is not None and not self._heard)
 
     def _start(self, now_s: float) -> bool:
         """Have the driver asked from now on, if there is a device; looked for now and then, as drivers come late."""
@@ -127,7 +133,7 @@ class Accelerators:
         try:
             while self._asked.acquire() and not self._closed:
                 self._devices = self._ask(library)
-                self.trouble = ""
+                self._heard, self.trouble = True, ""
                 self._asked_at_s = None
         except (AttributeError, _DriverError) as error:
             self._fail(str(error))
@@ -137,7 +143,7 @@ class Accelerators:
     def _fail(self, why: str) -> None:
         if why != self.trouble:
             log.warning("accelerators.unreadable", why=why)
-        self._devices, self.trouble = (), why
+        self._devices, self._heard, self.trouble = (), True, why
 
     def _ask(self, library: Library) -> tuple[DeviceMemory, ...]:
         count = ctypes.c_uint()

@@ -13,24 +13,24 @@ from h2qd.core.plan import batch_tokens, outputs
 from h2qd.core.records import Terms
 from h2qd.runtime.adapters import Adapters
 from h2qd.runtime.shapes import shape_of
+from h2qd.runtime.targets import Targets
 from h2qd.store.registry import Manifest
 from h2qd.wire.messages import KvType
-from h2qd.wire.workers import DraftFile, LoadModel, RemoteTarget, ResumeModel
+from h2qd.wire.workers import DraftFile, LoadModel, ResumeModel
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
     """What they are told of the configuration: threads, where sessions are kept and how much of them (0: none).
 
-    `quantize`: what the weights of a model are turned into, by its name; only of those whose are. `remotes`: how to
-    speak to the servers, by their names.
+    `quantize`: what the weights of a model are turned into, by its name; only of those whose are.
     """
 
     threads: int
     sessions: str
     sessions_bytes: int
     quantize: Mapping[str, str]
-    remotes: Mapping[str, RemoteTarget]
+    targets: Targets
     adapters: Adapters
 
     def load_order(
@@ -52,7 +52,7 @@ class Engines:
             sessions_bytes=self.sessions_bytes,
             sha256=manifest.sha256,
             quantize=self.quantize.get(manifest.name, ""),
-            remote=self.remotes.get(manifest.remote),
+            remote=self.targets.of(manifest.remote) if manifest.remote else None,
             adapters=self.adapters.files(manifest.name),
             draft=None if draft is None else DraftFile(draft.name, draft.path, draft.identity),
             draft_ctx=_draft_ctx(terms, draft),

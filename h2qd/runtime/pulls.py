@@ -15,6 +15,7 @@ from h2qd.logs import get_logger
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.remotes import Remotes
+from h2qd.runtime.targets import Targets
 from h2qd.store.registry import Manifest
 from h2qd.wire.names import shown, tagged
 from h2qd.wire.workers import Listed, PullModel
@@ -40,8 +41,9 @@ class _Pull:
 class Pulls:
     """Pulls under way, by server and by what that calls the model."""
 
-    def __init__(self, remotes: Remotes, errands: Errands) -> None:
+    def __init__(self, remotes: Remotes, targets: Targets, errands: Errands) -> None:
         self._remotes = remotes
+        self._targets = targets
         self._errands = errands
         self._pulls: dict[tuple[str, str], _Pull] = {}
 
@@ -68,10 +70,10 @@ class Pulls:
                 pull.task.cancel()
 
     async def _fetched(self, server: str, model: str, on_progress: Callable[[float], None]) -> Manifest:
-        order = PullModel(self._remotes.target(server), model)
+        order = PullModel(self._targets.of(server), model)
         log.info("pull.began", remote=server, model=shown(model))
         listed = await self._errands.run(order, f"{server}/{shown(model)}", Listed, on_progress)
-        self._remotes.learn(server, listed.models)
+        self._remotes.learn(server, listed)
         manifest = self._remotes.named(server, model)
         if manifest is None:
             what = f"cannot offer {shown(model)} here: {server} fetched it, and does not list it under that name"

@@ -10,25 +10,23 @@ Invariant: nothing of a server is kept on disk.
 import asyncio
 import contextlib
 import difflib
-import ipaddress
 import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
-
-import psutil
 
 from h2qd.config.schema import Remote
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
+from h2qd.runtime.elsewhere import Elsewhere
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
+from h2qd.runtime.targets import Targets, shares_memory
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
 from h2qd.wire.names import name_fault, shown, tagged
-from h2qd.wire.workers import Listed, ListModels, RemoteModel, RemoteTarget
+from h2qd.wire.workers import Listed, ListModels, RemoteModel
 
 log = get_logger()
 
@@ -37,6 +35,8 @@ MODELS_MAX = 256
 
 _RETRY_S_MIN = 1.0
 """Doubled before each time that a server is asked again, at most until it would be asked anyway."""
+_HELD_S = 60.0
+"""Between two looks at what a server on this device holds of its memory, while none of its models is resident."""
 _TYPED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 """A server's name of a model that a shell takes as it stands."""
 
@@ -50,7 +50,6 @@ class _Server:
     """
 
     remote: Remote
-    target: RemoteTarget
     lists: int = 0
     wanted_at: float = math.inf
     looked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -67,8 +66,9 @@ class Remotes:
 
     def __init__(
         self,
-        remotes: Mapping[str, Remote],
+        targets: Targets,
         errands: Errands,
+        elsewhere: Elsewhere,
         environ: Mapping[str, str],
         manifests: Mapping[str, Manifest],
         missing: dict[str, m.ModelRow],
@@ -76,8 +76,10 @@ class Remotes:
         gone: Callable[[str], None],
         asked: Callable[[str, Fault | None], None],
     ) -> None:
-        self._servers = {name: _Server(remote, _target(remote)) for name, remote in remotes.items()}
+        self._servers = {name: _Server(remote) for name, remote in targets.remotes.items()}
+        self._targets = targets
         self._errands = errands
+        self._elsewhere = elsewhere
         self._environ = environ
         self._manifests = manifests
         self._missing = missing
@@ -92,7 +94,8 @@ class Remotes:
             server.wanted_at = math.inf
             answers = await self._refresh(name)
             server.looked.set()
-            wait_s = server.remote.refresh_s if answers else min(2 * wait_s, server.remote.refresh_s)
+            calm_s = _calm_s(server.remote)
+            wait_s = calm_s if answers else min(2 * wait_s, calm_s)
             await _rest(server, wait_s)
 
     def ask(self, name: str, at: float) -> None:
@@ -161,21 +164,18 @@ class Remotes:
         found = self.named(server, model)
         return found.name if found is not None else name
 
-    def target(self, server: str) -> RemoteTarget:
-        """How to speak to one of the servers."""
-        return self._servers[server].target
-
     def named(self, server: str, model: str) -> Manifest | None:
         """What is registered of a server's `model`, called as its users may call it there."""
         ours = (one for one in self._manifests.values() if one.remote == server)
         return next((one for one in ours if tagged(one.path) == tagged(model)), None)
 
-    def learn(self, name: str, models: list[RemoteModel]) -> None:
+    def learn(self, name: str, listed: Listed) -> None:
         """What the server `name` has now, as it said itself."""
         self._servers[name].lists += 1
         if self._missing.pop(f"{name}/*", None) is not None:
             log.info("remote.available", remote=name)
-        self._update(name, models)
+        self._update(name, listed.models)
+        self._elsewhere.heard(name, listed.running)
         self._servers[name].answered.set()
         self._asked(name, None)
 
@@ -195,7 +195,7 @@ class Remotes:
         lists = server.lists
         if fault is None:
             try:
-                listed = await self._errands.run(ListModels(server.target), name, Listed, lambda _: None)
+                listed = await self._errands.run(ListModels(self._targets.of(name)), name, Listed, lambda _: None)
             except Refusal as refusal:
                 fault = refusal.fault
         if fault is not None:
@@ -203,10 +203,11 @@ class Remotes:
             if self._missing.get(row.name) != row:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
+            self._elsewhere.heard(name, ())
             self._asked(name, fault)
             return False
         if listed is not None and server.lists == lists:  # else a pull ended meanwhile, and knows better
-            self.learn(name, listed.models)
+            self.learn(name, listed)
         return True
 
     def _lacking(self, remote: Remote) -> Fault | None:
@@ -255,38 +256,15 @@ async def _rest(server: _Server, wait_s: float) -> None:
         return
 
 
+def _calm_s(remote: Remote) -> float:
+    """How long a server that answers is left alone."""
+    return min(remote.refresh_s, _HELD_S) if shares_memory(remote) else remote.refresh_s
+
+
 def _offers(remote: Remote, model: str) -> bool:
     """Whether a server's `model` is to be in the list here."""
     chosen = {*remote.models, *(theirs for _, theirs in remote.aliases)}
     return not remote.models or tagged(model) in map(tagged, chosen)
-
-
-def targets(remotes: Mapping[str, Remote]) -> dict[str, RemoteTarget]:
-    """How to speak to each server."""
-    return {name: _target(remote) for name, remote in remotes.items()}
-
-
-def shares_memory(remote: Remote) -> bool:
-    """Whether what an Ollama server loads takes this device's memory."""
-    if remote.type != "ollama" or remote.shares_memory != "auto":
-        return remote.type == "ollama" and remote.shares_memory == "true"
-    return _is_here(remote.url)
-
-
-def exposed(remotes: Mapping[str, Remote]) -> tuple[str, ...]:
-    """The servers whose keys travel to another machine for everybody on the way to read."""
-    keyed = {name: remote.url for name, remote in remotes.items() if remote.key_env or remote.key_credential}
-    return tuple(name for name, url in keyed.items() if urlsplit(url).scheme == "http" and not _is_here(url))
-
-
-def _is_here(url: str) -> bool:
-    """Whether a URL's host is this device."""
-    host = urlsplit(url).hostname or ""
-    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    try:
-        return ipaddress.ip_address(host).is_loopback or host in ours
-    except ValueError:
-        return host == "localhost"
 
 
 def local_name(remote: str, name: str) -> str:
@@ -316,26 +294,6 @@ def _manifest(remote_name: str, remote: Remote, model: RemoteModel, name: str) -
         imported_at_ms=round(time.time() * 1000),
         source="remote",
         remote=remote_name,
-    )
-
-
-def _target(remote: Remote) -> RemoteTarget:
-    return RemoteTarget(
-        kind="ollama" if remote.type == "ollama" else "openai",
-        url=remote.url,
-        key_env=remote.key_env,
-        key_credential=remote.key_credential,
-        connect_s=remote.connect_timeout_s,
-        read_s=remote.read_timeout_s,
-        ca_file=remote.ca_file,
-        client_cert=remote.client_cert,
-        client_key=remote.client_key,
-        verify=remote.verify,
-        proxy=remote.proxy,
-        concurrency=remote.concurrency,
-        rate_per_min=remote.rate,
-        shares_memory="true" if shares_memory(remote) else "false",
-        private_addresses=remote.private_addresses,
     )
 
 

@@ -22,6 +22,7 @@ from h2qd.runtime import views
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
 from h2qd.runtime.doctor import examine
+from h2qd.runtime.elsewhere import Elsewhere
 from h2qd.runtime.meter import rss_bytes
 from h2qd.runtime.residents import Residents
 from h2qd.runtime.scales import Scales
@@ -52,6 +53,7 @@ class Reports:
         supervisor: Supervisor,
         calls: Calls,
         residents: Residents,
+        elsewhere: Elsewhere,
         watch: Watch,
         containers: Containers,
         zygote: Zygote,
@@ -66,6 +68,7 @@ class Reports:
         self._supervisor = supervisor
         self._calls = calls
         self._residents = residents
+        self._elsewhere = elsewhere
         self._watch = watch
         self._containers = containers
         self._zygote = zygote
@@ -121,7 +124,7 @@ class Reports:
                 yield f"{name} cannot be used: {row.reason}"
         for name, breaker in away.items():
             yield views.server_away(views.server_row(name, breaker))
-        for name, size in self._residents.foreign_bytes().items():
+        for name, size in self._elsewhere.foreign_bytes().items():
             yield f"{name} holds {size / 2**20:.0f} MiB of this device for models that others loaded there"
         for name in self._exposed:
             yield f"the key of {name} travels in plain text: its url is not https"

@@ -15,6 +15,7 @@ from h2qd.core.records import Fault, Terms
 from h2qd.logs import get_logger
 from h2qd.runtime.calls import Calls
 from h2qd.runtime.containment import Containers
+from h2qd.runtime.elsewhere import Elsewhere
 from h2qd.runtime.engines import Engines
 from h2qd.runtime.results import logprobs
 from h2qd.runtime.scales import Scales, Weights
@@ -64,8 +65,7 @@ _REASON_CHARS_MAX = 200
 class _Resident:
     """A worker with its model, and what was measured of it. `before`: the tree before it was told to stop or park.
 
-    `elsewhere_bytes`: what a server on this device holds for it, `elsewhere_before` the same before it was told;
-    `foreign_bytes`: what that holds for models that are not ours.
+    `elsewhere_bytes`: what a server on this device holds for it, `elsewhere_before` the same before it was told.
     """
 
     worker: Worker
@@ -78,7 +78,6 @@ class _Resident:
     held_bytes: int = 0
     elsewhere_bytes: int = 0
     elsewhere_before: int = 0
-    foreign_bytes: int = 0
     exercised: bool = False
     told_exercised: bool = False
     ready: bool = False
@@ -101,6 +100,7 @@ class Residents:
         scales: Scales,
         look: Callable[[], None],
         engines: Engines,
+        elsewhere: Elsewhere,
     ) -> None:
         self._zygote = zygote
         self._containers = containers
@@ -110,6 +110,7 @@ class Residents:
         self._scales = scales
         self._look = look
         self._engines = engines
+        self._elsewhere = elsewhere
         self._residents: dict[int, _Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._weighing = False
@@ -278,14 +279,6 @@ class Residents:
         resident = self._residents.get(number)
         return resident.device if resident is not None else "cpu"
 
-    def foreign_bytes(self) -> dict[str, int]:
-        """What servers on this device hold of its memory for models that are not ours, by server."""
-        seen: dict[str, int] = {}
-        for resident in self._residents.values():
-            if resident.foreign_bytes:
-                seen[resident.model.partition("/")[0]] = resident.foreign_bytes
-        return seen
-
     # --- what workers say -------------------------------------------------------------------------
 
     def _take(self, number: int, message: FromWorker) -> None:  # noqa: C901 - one flat list of messages
@@ -336,12 +329,12 @@ class Residents:
             model=resident.model,
             bytes=held.elsewhere_bytes,
             before=resident.elsewhere_bytes,
-            foreign_bytes=held.foreign_bytes,
         )
         if resident.ready:
             resident.held_bytes += held.elsewhere_bytes - resident.elsewhere_bytes
             self._post(WorkerMeasured(self._now(), resident.worker.number, max(0, resident.held_bytes)))
-        resident.elsewhere_bytes, resident.foreign_bytes = held.elsewhere_bytes, held.foreign_bytes
+        resident.elsewhere_bytes = held.elsewhere_bytes
+        self._elsewhere.heard(resident.model.partition("/")[0], held.running)
         self._look()
 
     @staticmethod

@@ -25,10 +25,21 @@ _GIB = 2**30
 
 
 class Watch:
-    """The latest reading, and the limits that follow from it. `post` takes events, `now` is the core's clock."""
+    """The latest reading, and the limits that follow from it. `post` takes events, `now` is the core's clock.
 
-    def __init__(self, gauge: Gauge, memory: Memory, post: Callable[[Event], None], now: Callable[[], float]) -> None:
+    `foreign_bytes`: what servers on this device hold of it for models that are not ours.
+    """
+
+    def __init__(
+        self,
+        gauge: Gauge,
+        memory: Memory,
+        post: Callable[[Event], None],
+        now: Callable[[], float],
+        foreign_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._gauge = gauge
+        self._foreign_bytes = foreign_bytes
         self._memory = memory
         self._post = post
         self._now = now
@@ -49,7 +60,8 @@ class Watch:
         stalled = stalled or (reading.some_stall_share or 0.0) >= _STALL_SHARE
         stalled = stalled or reading.swap_in_bytes_per_s >= _SWAP_IN_BYTES_PER_S
         accelerator = max((device.total_bytes - device.used_bytes for device in reading.devices), default=0)
-        self._post(MemoryRead(now, reading.used_share, reading.available_bytes, stalled, accelerator))
+        foreign = self._foreign_bytes()
+        self._post(MemoryRead(now, reading.used_share, reading.available_bytes, stalled, accelerator, foreign))
 
     def complaints(self, held_bytes: int) -> Iterator[str]:
         """What keeps the budget from being what it promises; `held_bytes` of it are with models already."""

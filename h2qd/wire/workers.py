@@ -26,6 +26,7 @@ Piece = Annotated[str, Meta(max_length=4096)]
 Logarithm = Annotated[float, Meta(ge=-1e12, le=0)]
 
 REMOTE_MODELS_MAX = 10_000
+RUNNING_MAX = 256
 """Models of one server."""
 
 DIMENSIONS_MAX = 65536
@@ -81,8 +82,8 @@ class RemoteTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The key is never in a message: `key_env` names a variable of this process's environment, `key_credential` a file
     in $CREDENTIALS_DIRECTORY. `rate_per_min` 0: not limited. `shares_memory`: whether what it loads takes this
-    device's memory; auto: it does when its address is this device's. `private_addresses`: link-local and metadata
-    addresses may be spoken to.
+    device's memory; auto: it does when its address is this device's. `gpu_shares_memory`: what it loads onto a GPU
+    does, too. `private_addresses`: link-local and metadata addresses may be spoken to.
     """
 
     kind: Literal["ollama", "openai"]
@@ -99,6 +100,7 @@ class RemoteTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: int = 4
     rate_per_min: int = 0
     shares_memory: Literal["true", "auto", "false"] = "auto"
+    gpu_shares_memory: bool = False
     private_addresses: bool = False
 
 
@@ -343,14 +345,21 @@ class Loaded(_Message, frozen=True):
     undrafted: Reason = ""
 
 
+class RunningModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that a server has in memory, and how much of this device's memory that is."""
+
+    name: Label
+    size_bytes: Count
+
+
 class HeldElsewhere(_Message, frozen=True):
     """What another process holds of this device's memory for the model has changed; 0: it is proved that it went.
 
-    `foreign_bytes`: what that process holds for models that are not ours.
+    `running`: all models that it holds memory of this device for.
     """
 
     elsewhere_bytes: Count
-    foreign_bytes: Count = 0
+    running: Annotated[list[RunningModel], Meta(max_length=RUNNING_MAX)] = []
 
 
 class RemoteModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -366,10 +375,11 @@ class RemoteModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Listed(_Message, frozen=True):
-    """What a ListModels found; `version` is the server's own word."""
+    """What a ListModels found; `version` is the server's own word. `running` is as in HeldElsewhere."""
 
     models: Annotated[list[RemoteModel], Meta(max_length=REMOTE_MODELS_MAX)]
     version: Word = ""
+    running: Annotated[list[RunningModel], Meta(max_length=RUNNING_MAX)] = []
 
 
 class Parked(_Message, frozen=True):

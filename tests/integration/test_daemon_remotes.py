@@ -149,13 +149,14 @@ def test_what_others_load_at_a_server_of_this_device_is_told(client: Client, oll
             connection.request("POST", "/api/generate", body)
             assert connection.getresponse().status == http.client.OK
 
-    client.switch("box/small:latest")
-    another_user()
-    await_true(
-        lambda: told() == ["box holds 60 MiB of this device for models that others loaded there"], "it is seen"
-    )
-    another_user(keep_alive=0)
-    await_true(lambda: not told(), "it is gone")
+    for ours in ("local", "box/small:latest"):
+        client.switch(ours)
+        another_user()
+        await_true(
+            lambda: told() == ["box holds 60 MiB of this device for models that others loaded there"], "it is seen"
+        )
+        another_user(keep_alive=0)
+        await_true(lambda: not told(), "it is gone")
 
 
 def test_a_remote_that_does_not_come_up_costs_nothing(client: Client, tmp_path: Path, openai: OpenAIServer) -> None:

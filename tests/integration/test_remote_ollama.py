@@ -12,9 +12,11 @@ from h2qd.wire.workers import (
     Embedded,
     Generated,
     HeldElsewhere,
+    Listed,
     ListModels,
     PullModel,
     RemoteTarget,
+    RunningModel,
     Sampler,
     ScoreText,
     Text,
@@ -62,12 +64,26 @@ def test_memory_of_a_gpu_is_not_the_devices(vram: int, device: str, elsewhere: i
     with OllamaServer(Model("small:latest", size_vram=vram)) as server, Desk() as desk:
         loaded = desk.load("ollama", server.url)
         assert (loaded.device, loaded.elsewhere_bytes) == (device, elsewhere * MIB)
+        running = [RunningModel("small:latest", elsewhere * MIB)] if elsewhere else []
+        assert listed(server).running == running
+
+
+@pytest.mark.parametrize("vram", [0, 100 * MIB, 300 * MIB])
+def test_memory_of_a_gpu_without_its_own_is_the_devices(vram: int) -> None:
+    with OllamaServer(Model("small:latest", size_vram=vram)) as server, Desk() as desk:
+        assert desk.load("ollama", server.url, gpu_shares_memory=True).elsewhere_bytes == 300 * MIB
+        assert listed(server, gpu_shares_memory=True).running == [RunningModel("small:latest", 300 * MIB)]
+
+
+def listed(server: OllamaServer, **fields: Any) -> Listed:
+    return ask_server(ListModels(target(server, **fields)), Beat(), lambda _: None)
 
 
 def test_memory_of_another_device_is_left_to_its_server(server: OllamaServer, desk: Desk) -> None:
     loaded = desk.load("ollama", server.url, shares_memory="false")
     assert loaded.elsewhere_bytes == 0
     assert desk.engine.unsaved == 0
+    assert listed(server, shares_memory="false").running == []
     assert all("keep_alive" not in request.json for request in server.requests if request.body)
 
 
@@ -77,7 +93,7 @@ def test_an_unload_is_proved(server: OllamaServer, desk: Desk) -> None:
     desk_other = Desk()
     with desk_other:
         desk_other.load("ollama", server.url, "other")
-        assert desk.engine.save() == HeldElsewhere(0, 90 * MIB)
+        assert desk.engine.save() == HeldElsewhere(0, [RunningModel("other:latest", 90 * MIB)])
         assert list(server.loaded) == ["other:latest"]
 
 
@@ -103,7 +119,7 @@ def test_an_unload_that_does_not_happen_says_what_is_still_held(
     monkeypatch.setattr(ollama, "UNLOAD_S_MAX", 0.2)
     desk.load("ollama", server.url)
     server.call(lambda: setattr(server.loaded["small:latest"], "users", 1))
-    assert desk.engine.save() == HeldElsewhere(300 * MIB)
+    assert desk.engine.save() == HeldElsewhere(300 * MIB, [RunningModel("small:latest", 300 * MIB)])
 
 
 def test_an_unload_without_a_server_proves_nothing(desk: Desk) -> None:
@@ -240,17 +256,18 @@ def test_the_watch_tells_when_a_model_goes_and_comes_again(
     assert heard.next() == HeldElsewhere(0)
     text, _ = desk.ask(prompt())
     assert text == "tok0 tok1 tok2 tok3 "
-    assert heard.next() == HeldElsewhere(300 * MIB)
+    assert heard.next() == HeldElsewhere(300 * MIB, [RunningModel("small:latest", 300 * MIB)])
     assert server.loads == 2
     assert server.loaded["small:latest"].keep_s == ollama.LEASE_S
 
 
 class HeardAsides:
-    """Waits for what the engine says of no request."""
+    """Waits for what the engine says of no request, once it has told what is there after the load."""
 
     def __init__(self, desk: Desk) -> None:
         self._queue: queue.SimpleQueue[HeldElsewhere] = queue.SimpleQueue()
         desk.engine._aside = self._queue.put
+        assert desk.asides or self.next().running
 
     def next(self) -> HeldElsewhere:
         return self._queue.get(timeout=20)

@@ -251,10 +251,11 @@ class AnyStory(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(self.world.now + seconds)
 
-    @rule(share=shares, stalled=st.booleans(), readings=st.integers(min_value=1, max_value=3))
-    def memory_is_read(self, share: float, readings: int, *, stalled: bool) -> None:
+    @rule(share=shares, foreign=shares, stalled=st.booleans(), readings=st.integers(min_value=1, max_value=3))
+    def memory_is_read(self, share: float, foreign: float, readings: int, *, stalled: bool) -> None:
+        free_bytes, foreign_bytes = int((1 - share) * DEVICE_BYTES), int(foreign * share * DEVICE_BYTES)
         for _ in range(readings):
-            self.world.feed(MemoryRead(self.world.now, share, int((1 - share) * DEVICE_BYTES), stalled))
+            self.world.feed(MemoryRead(self.world.now, share, free_bytes, stalled, foreign_bytes=foreign_bytes))
             self.world.pass_time(self.world.now + 1.0)
 
     @rule(

@@ -361,7 +361,16 @@ class Life:
         world, device = self.world, self.device
         self.read_at = world.now
         free_bytes = max(0, device.available(world.now))
-        world.feed(MemoryRead(world.now, device.used_share(world.now), free_bytes, device.stalls(world.now)))
+        told_bytes = device.foreign_bytes // 2  # so much of what others hold is with servers that say so
+        world.feed(
+            MemoryRead(
+                world.now,
+                device.used_share(world.now),
+                free_bytes,
+                device.stalls(world.now),
+                foreign_bytes=told_bytes,
+            )
+        )
 
 
 def tale(simulation: Simulation, life: Life, error: Exception) -> str:

@@ -201,15 +201,16 @@ class RemoteEngine:
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
-        """Tell when somebody else unloads the model, or a request had it loaded again."""
+        """Tell once what is there, then when somebody else unloads the model, or a request had it loaded again."""
+        told = None
         while True:
             await asyncio.sleep(WATCH_S)
             try:
                 held = await self._speaker.held()
             except EngineError:
                 continue  # a request will say what is wrong with the server; what it holds is not known
-            if held != self._told:
-                self._told = held
+            if held != told:
+                told = self._told = held
                 self._aside(held)
 
     @property

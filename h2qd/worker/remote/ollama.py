@@ -23,6 +23,7 @@ from h2qd.wire.names import shown, tagged
 from h2qd.wire.workers import (
     DIMENSIONS_MAX,
     REMOTE_MODELS_MAX,
+    RUNNING_MAX,
     ChosenToken,
     Embedded,
     EmbedTexts,
@@ -33,6 +34,7 @@ from h2qd.wire.workers import (
     Loaded,
     LoadModel,
     RemoteModel,
+    RunningModel,
     Task,
 )
 from h2qd.worker.engine import EngineError
@@ -99,11 +101,6 @@ class _Running(msgspec.Struct):
     size: _Count = 0
     size_vram: _Count = 0
     context_length: _Count = 0
-
-    @property
-    def in_memory(self) -> int:
-        """What is not on a GPU of its own memory."""
-        return max(0, self.size - self.size_vram)
 
 
 class _AllRunning(msgspec.Struct):
@@ -192,14 +189,15 @@ class Ollama:
             raise RemoteError("remote_failed", "the server loaded the model, but does not show it as loaded")
         ctx = ours.context_length or order.ctx
         took_ms = (time.monotonic() - start_s) * 1000
-        return Loaded(ctx, took_ms, _device(ours), ours.in_memory if self._holds else 0)
+        return Loaded(ctx, took_ms, _device(ours), self._in_memory(ours) if self._holds else 0)
 
     async def list_models(self) -> Listed:
         """All models that the server has on disk."""
         version = (await self.server.look("/api/version", _Version)).version
         found = (await self.server.look("/api/tags", _Models)).models
         models = [_model(one) for one in found if len(one.name) <= _NAME_CHARS_MAX]
-        return Listed(models[:REMOTE_MODELS_MAX], shown(version, 64))
+        running = self._taking(await self._running()) if self._shares_memory() else []
+        return Listed(models[:REMOTE_MODELS_MAX], shown(version, 64), running)
 
     async def pull(self, model: str, progress: Callable[[float], None]) -> Listed:
         """Have the server fetch `model`; the fraction is of the layers that it spoke of by then."""
@@ -265,7 +263,7 @@ class Ollama:
         ours = self._ours(running)
         if ours is not None:
             await self._renew()
-        return _holding(ours, running)
+        return self._holding(ours, running)
 
     async def let_go(self) -> HeldElsewhere:
         """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
@@ -278,7 +276,7 @@ class Ollama:
                 self._holds = ours is not None
                 if ours is None or time.monotonic() > give_up_s:
                     self._renewed_s = math.inf  # nor is it kept for longer
-                    return _holding(ours, running)
+                    return self._holding(ours, running)
                 await asyncio.sleep(_LOOK_S)
 
     def abandon(self) -> None:
@@ -359,10 +357,17 @@ class Ollama:
     def _ours(self, running: list[_Running]) -> _Running | None:
         return next((one for one in running if tagged(one.name) == tagged(self._model)), None)
 
+    def _holding(self, ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
+        return HeldElsewhere(self._in_memory(ours) if ours is not None else 0, self._taking(running))
 
-def _holding(ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
-    others = sum(one.in_memory for one in running if one is not ours)
-    return HeldElsewhere(ours.in_memory if ours is not None else 0, others)
+    def _taking(self, running: list[_Running]) -> list[RunningModel]:
+        """What takes this device's memory of all that the server has in memory."""
+        taking = [RunningModel(one.name, self._in_memory(one)) for one in running if len(one.name) <= _NAME_CHARS_MAX]
+        return [one for one in taking if one.size_bytes][:RUNNING_MAX]
+
+    def _in_memory(self, model: _Running) -> int:
+        """What of a model is not in a GPU's own memory."""
+        return model.size if self.server.target.gpu_shares_memory else max(0, model.size - model.size_vram)
 
 
 def _device(model: _Running) -> str:

@@ -151,6 +151,18 @@ def test_a_device_that_is_short_now_gets_the_load_by_its_budget_unless_the_rules
     assert fault(offer_for(replace(strict, limit_bytes=GIB), A, ticket())).code == "no_fit"
 
 
+def test_what_others_run_in_a_server_here_counts_though_the_kernel_could_have_its_pages_back() -> None:
+    there_bytes = 16 * GIB - plan_bytes(2048, "q8_0")
+    shared = replace(state(limit=16 * GIB, available=16 * GIB), foreign_bytes=there_bytes)
+    now = plan_bytes(2048, "q8_0")
+    assert offer_for(shared, A, ticket()) == Terms(2048, "q8_0", now, CTX, "f16", GIB)
+    full = replace(shared, foreign_bytes=17 * GIB)
+    assert offer_for(full, A, ticket()) == Terms(CTX, "f16", plan_bytes(), CTX, "f16", GIB), "slow, but it is done"
+    refusal = fault(offer_for(replace(full, rules=replace(TIGHT, strict=True)), A, ticket()))
+    assert refusal.code == "memory_pressure"
+    assert refusal.because[-1] == "17.00 GiB are with models that others loaded in a server here"
+
+
 def test_strict_rules_count_what_has_to_go_as_there() -> None:
     held = replace(there("b", GIB), held_bytes=GIB)
     strict = replace(TIGHT, strict=True)

@@ -108,6 +108,7 @@ def test_memory_by_device(nodes: Path, opened: Open) -> None:
     library.devices[0] = (b"NVIDIA RTX A2000", 6 * GIB, 3 * GIB)
     assert told(them, 1.0)[0].used_bytes == 3 * GIB
     assert them.trouble == ""
+    assert them.have_memory
     them.close()
     assert library.shut_down.wait(10)
 
@@ -115,6 +116,17 @@ def test_memory_by_device(nodes: Path, opened: Open) -> None:
 def test_a_device_that_fails_or_shares_the_machines_memory_is_left_out(nodes: Path, opened: Open) -> None:
     library = Nvml(NOT_SUPPORTED, GPU_IS_LOST, (b"empty", 0, 0), (b"RTX", GIB, 5))
     assert told(opened(nodes, lambda: library)) == (DeviceMemory("RTX #3", GIB, 5),)
+
+
+def test_a_gpu_is_taken_to_have_memory_until_its_driver_was_heard(nodes: Path, opened: Open) -> None:
+    library = Nvml(NOT_SUPPORTED)
+    library.answers.clear()
+    them = opened(nodes, lambda: library)
+    before = them.have_memory
+    them.read(0.0)
+    assert (before, them.have_memory) == (False, True), "looked for, then asked"
+    library.answers.set()
+    await_true(lambda: not them.have_memory, "the driver was heard")
 
 
 def test_what_a_driver_says_is_not_trusted(nodes: Path, opened: Open) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from h2qd.config.schema import Remote
 from h2qd.core.records import Fault
+from h2qd.runtime.elsewhere import Elsewhere
 from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.remotes import Remotes, local_name
+from h2qd.runtime.targets import Targets
 from h2qd.store.registry import Manifest
 from h2qd.wire.workers import Listed, RemoteModel
 
@@ -32,9 +34,10 @@ def remotes(errands: Unreachable, **fields: Any) -> tuple[Remotes, dict[str, Man
     def put(manifest: Manifest) -> None:
         manifests[manifest.name] = manifest
 
-    box = Remote(type="ollama", url="http://127.0.0.1:1", **fields)
+    targets = Targets({"box": Remote(type="ollama", url="http://127.0.0.1:1", **fields)}, lambda: False)
     told = (put, manifests.pop, lambda _name, _fault: None)
-    return Remotes({"box": box}, errands, {}, manifests, {}, *told), manifests  # type: ignore[arg-type]
+    elsewhere = Elsewhere(manifests, dict)
+    return Remotes(targets, errands, elsewhere, {}, manifests, {}, *told), manifests  # type: ignore[arg-type]
 
 
 def test_a_server_that_does_not_come_is_waited_for_so_long_and_one_that_came_not_at_all() -> None:
@@ -72,7 +75,7 @@ def test_a_server_that_does_not_come_is_waited_for_so_long_and_one_that_came_not
 )
 def test_what_a_user_may_call_a_model(asked: str, name: str) -> None:
     them, _ = remotes(Unreachable(), aliases=(("c", "hf.co/org/c:q4"),))
-    them.learn("box", [RemoteModel(name) for name in ("a:latest", "hf.co/Org/B:Q4", "hf.co/Org/C:Q4")])
+    them.learn("box", Listed([RemoteModel(name) for name in ("a:latest", "hf.co/Org/B:Q4", "hf.co/Org/C:Q4")]))
     assert them.called(asked) == name
 
 

@@ -57,6 +57,11 @@ def test_a_reading_tells_the_limit_once_and_the_memory_each_time(desk: Desk) -> 
     assert desk.look(2 * GIB) == [MemoryRead(102.0, 0.75, 2 * GIB)]
 
 
+def test_what_servers_here_hold_for_others_is_in_each_reading(desk: Desk) -> None:
+    desk.watch = Watch(desk.gauge, Memory(), desk.posted.append, lambda: desk.now, lambda: GIB)
+    assert desk.look(4 * GIB)[-1] == MemoryRead(101.0, 0.5, 4 * GIB, foreign_bytes=GIB)
+
+
 def test_the_rest_leaves_its_room_to_nobody(tree: Tree) -> None:
     memory = Memory(model_limit=Amount(percent=100), working_bytes=GIB, safety_buffer_bytes=GIB)
     desk = Desk(tree, memory)
