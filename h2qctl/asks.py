@@ -19,6 +19,9 @@ Turn = Mapping[str, Any] | m.ChatMessage
 
 ToolLike = Mapping[str, Any] | m.Tool
 
+Adapters = Mapping[str, float] | Sequence[m.AdapterUse]
+"""Adapters by name, each with its scale."""
+
 
 class Decoding(TypedDict, total=False):
     """How an answer is made; see `h2qd.wire.messages.Decoding` for meanings and ranges."""
@@ -47,7 +50,7 @@ class Options(Decoding, total=False):
     window: int | None
     session: str | None
     logprobs: int | None
-    adapters: Mapping[str, float] | Sequence[m.AdapterUse] | None
+    adapters: Adapters | None
 
 
 class ChatOptions(Options, total=False):
@@ -102,19 +105,32 @@ def embed(
     normalize: bool,
     overflow: Literal["refuse", "truncate"] | None,
     priority: m.Priority | None,
+    adapters: Adapters | None,
 ) -> m.Embed:
     """The body that turns texts into vectors; one text may stand alone."""
     several = [texts] if isinstance(texts, str) else list(texts)
-    how = m.Embed(texts=several, model=model, normalize=normalize)
+    how = m.Embed(texts=several, model=model, normalize=normalize, adapters=_uses(adapters or ()))
     return structs.replace(how, overflow=overflow or how.overflow, priority=priority or how.priority)
 
 
 def score(
-    text: str, model: str | None, context: str, window: int | None, logprobs: bool, priority: m.Priority | None
+    text: str,
+    model: str | None,
+    context: str,
+    window: int | None,
+    logprobs: bool,
+    priority: m.Priority | None,
+    adapters: Adapters | None,
 ) -> m.Score:
     """The body that asks how likely `text` is."""
     how = m.Score(text=text, context=context, model=model, window=window, logprobs=logprobs)
-    return structs.replace(how, priority=priority or how.priority)
+    return structs.replace(how, priority=priority or how.priority, adapters=_uses(adapters or ()))
+
+
+def _uses(adapters: Adapters) -> list[m.AdapterUse]:
+    if isinstance(adapters, Mapping):
+        return [m.AdapterUse(name, scale) for name, scale in adapters.items()]
+    return list(adapters)
 
 
 def _fields(options: Decoding) -> dict[str, Any]:
@@ -123,8 +139,8 @@ def _fields(options: Decoding) -> dict[str, Any]:
         fields["stop"] = [fields["stop"]] if isinstance(fields["stop"], str) else list(fields["stop"])
     if "logit_bias" in fields:
         fields["logit_bias"] = {str(token): bias for token, bias in fields["logit_bias"].items()}
-    if isinstance(fields.get("adapters"), Mapping):
-        fields["adapters"] = [m.AdapterUse(name, scale) for name, scale in fields["adapters"].items()]
+    if "adapters" in fields:
+        fields["adapters"] = _uses(fields["adapters"])
     if "tools" in fields:
         fields["tools"] = definitions(fields["tools"])
     return fields

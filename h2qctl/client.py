@@ -304,11 +304,12 @@ class Client:
         normalize: bool = True,
         overflow: Literal["refuse", "truncate"] | None = None,
         priority: m.Priority | None = None,
+        adapters: asks.Adapters | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> m.Embeddings:
         """A vector for each text, of length 1 with `normalize`; at most `TEXTS_MAX` (64) texts at once."""
-        body = asks.embed(texts, model, normalize, overflow, priority)
+        body = asks.embed(texts, model, normalize, overflow, priority, adapters)
         return self._run("infer.embed", body, m.Embeddings, timeout, on_progress)
 
     def score(
@@ -320,11 +321,12 @@ class Client:
         window: int | None = None,
         logprobs: bool = False,
         priority: m.Priority | None = None,
+        adapters: asks.Adapters | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> m.Scored:
         """How likely `text` is after `context`; with `window`, its perplexity in windows of so many tokens."""
-        body = asks.score(text, model, context, window, logprobs, priority)
+        body = asks.score(text, model, context, window, logprobs, priority, adapters)
         return self._run("infer.score", body, m.Scored, timeout, on_progress)
 
     def tokenize(

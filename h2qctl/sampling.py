@@ -7,9 +7,10 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from h2qctl import adapters
 from h2qctl.asks import Decoding, Options
 from h2qctl.errors import H2qError
-from h2qd.wire.messages import AdapterUse, Overflow, Priority
+from h2qd.wire.messages import Overflow, Priority
 from h2qd.wire.names import shown
 
 _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
@@ -26,13 +27,7 @@ _NUMBERS: tuple[tuple[str, type, str, str], ...] = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of one model's answer."""
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        type=adapter,
-        metavar="NAME[=SCALE]",
-        help="answer with one of the model's adapters, which show lists (=1); can be repeated",
-    )
+    adapters.argument(parser, "answer with")
     parser.add_argument(
         "--session",
         metavar="NAME",
@@ -127,17 +122,6 @@ def bias(argument: str) -> tuple[str, float]:
     except ValueError:
         pass  # told below, with the form that is wanted
     raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write ID=NUMBER")
-
-
-def adapter(argument: str) -> AdapterUse:
-    """`NAME` or `NAME=SCALE`. Raises ArgumentTypeError."""
-    name, equals, scale = argument.partition("=")
-    try:
-        if name:
-            return AdapterUse(name, float(scale)) if equals else AdapterUse(name)
-    except ValueError:
-        pass  # told below, with the form that is wanted
-    raise argparse.ArgumentTypeError(f"cannot read {argument!r}: write NAME or NAME=NUMBER")
 
 
 def _contents(path: str | None) -> str | None:

@@ -6,7 +6,7 @@ from typing import TextIO
 
 import msgspec
 
-from h2qctl import text
+from h2qctl import adapters, text
 from h2qctl.client import Client
 from h2qctl.errors import H2qError
 from h2qctl.output import Output
@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the vectors there, one JSON object a line")
     parser.add_argument("--raw", action="store_true", help="do not bring the vectors to length 1")
     parser.add_argument("--truncate", action="store_true", help="leave out the end of a text that is too long")
+    adapters.argument(parser, "make them with")
 
 
 def run(client: Client, args: argparse.Namespace, out: Output) -> int:
@@ -61,6 +62,7 @@ def _answer(client: Client, args: argparse.Namespace, out: Output, wanted: list[
                 args.model,
                 normalize=not args.raw,
                 overflow="truncate" if args.truncate else None,
+                adapters=args.adapter,
                 on_progress=progress,
             )
         if file is not None:

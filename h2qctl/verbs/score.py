@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 
-from h2qctl import logprobs
+from h2qctl import adapters, logprobs
 from h2qctl.client import Client
 from h2qctl.errors import H2qError
 from h2qctl.output import Output
@@ -35,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", action="store_true", help="a row for each token as well")
     parser.add_argument("--model", metavar="MODEL", help="the active model when absent")
+    adapters.argument(parser, "judge with")
 
 
 def run(client: Client, args: argparse.Namespace, out: Output) -> int:
@@ -49,6 +50,7 @@ def run(client: Client, args: argparse.Namespace, out: Output) -> int:
             context=args.context,
             window=args.window,
             logprobs=args.tokens,
+            adapters=args.adapter,
             on_progress=progress,
         )
     out.reply(scored, partial(lines, width=out.width))

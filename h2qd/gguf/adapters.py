@@ -23,8 +23,8 @@ _EMBEDDING = "token_embd.weight"
 _ACTIVATED = "adapter.alora.invocation_tokens"
 
 
-def check_adapter(adapter: Header, model: Header) -> None:
-    """Raises `GgufError` unless `adapter` can be used with `model`."""
+def check_adapter(adapter: Header, model: Header) -> frozenset[str]:
+    """The tensors of `model` that `adapter` changes. Raises `GgufError` unless it can be used with it."""
     _word(adapter, "general.type", "adapter")
     _word(adapter, "adapter.type", "lora")
     _word(adapter, "general.architecture", model.values.get("general.architecture"))
@@ -37,6 +37,7 @@ def check_adapter(adapter: Header, model: Header) -> None:
     halves = {tensor.name: tensor for tensor in adapter.tensors if not tensor.name.endswith(_IGNORED)}
     if not halves:
         raise GgufError("cannot use the adapter: it changes nothing")
+    changed = set()
     for name, half in halves.items():
         target = name.removesuffix(_BEFORE).removesuffix(_AFTER)
         if target == name or ".lora_" in target:
@@ -46,6 +47,8 @@ def check_adapter(adapter: Header, model: Header) -> None:
                 f"cannot use tensor {shown(name)}: {half.type.name} is none of {', '.join(sorted(_TYPES))}"
             )
         _check_pair(target, halves, targets)
+        changed.add(target)
+    return frozenset(changed)
 
 
 def _word(header: Header, key: str, wanted: object) -> None:

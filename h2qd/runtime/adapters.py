@@ -12,7 +12,7 @@ from h2qd.config import Config
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
 from h2qd.wire.names import shown
-from h2qd.wire.workers import AdapterFile, Generate, Task
+from h2qd.wire.workers import AdapterFile, DetokenizeTokens, Task, TokenizeText
 
 log = get_logger()
 
@@ -38,8 +38,10 @@ class Adapters:
 
     def lack(self, model: str, order: Task) -> Fault | None:
         """Why `model` cannot work on `order`; None: it has all adapters that it names."""
+        if isinstance(order, TokenizeText | DetokenizeTokens):  # nothing is computed for them
+            return None
         names = [file.name for file in self.files(model)]
-        lacking = [name for name in order.adapters if name not in names] if isinstance(order, Generate) else []
+        lacking = [name for name in order.adapters if name not in names]
         if not lacking:
             return None
         has = f"it has {', '.join(names)}" if names else "it has none"

@@ -5,6 +5,7 @@ refused. Pure but for the seed. Called by `commands`; the answers are put togeth
 """
 
 import secrets
+from collections.abc import Sequence
 
 import msgspec
 
@@ -66,30 +67,32 @@ def _generate(
         overflow=ask.overflow,
         logprobs=ask.logprobs,
         speculate=ask.speculate,
-        adapters=_adapters(ask),
+        adapters=_adapters(ask.adapters),
         priority=PRIORITIES[ask.priority],
     )
 
 
-def _adapters(ask: m.Generation) -> dict[str, float]:
-    """The scale of each adapter by its name."""
-    names = {use.name for use in ask.adapters}
-    if len(names) < len(ask.adapters):
+def _adapters(uses: Sequence[m.AdapterUse]) -> dict[str, float]:
+    """The scale of each adapter by its name. Raises `Refusal`."""
+    names = {use.name for use in uses}
+    if len(names) < len(uses):
         raise Refusal(Fault("invalid_request", "cannot use an adapter twice at a time"))
-    return {use.name: use.scale for use in ask.adapters}
+    return {use.name: use.scale for use in uses}
 
 
 def embed(request: int, ask: m.Embed) -> Task:
-    """Turn texts into vectors."""
+    """Turn texts into vectors. Raises `Refusal`."""
     truncate = ask.overflow == "truncate"
-    return EmbedTexts(request, ask.texts, ask.normalize, truncate, PRIORITIES[ask.priority])
+    adapters = _adapters(ask.adapters)
+    return EmbedTexts(request, ask.texts, ask.normalize, truncate, PRIORITIES[ask.priority], adapters)
 
 
 def score(request: int, ask: m.Score) -> Task:
     """Tell how likely a text is. Raises `Refusal`."""
     if ask.context and ask.window is not None:
         raise Refusal(Fault("invalid_request", "cannot score windows after a context: give one of both"))
-    return ScoreText(request, ask.text, ask.context, ask.window, ask.logprobs, PRIORITIES[ask.priority])
+    adapters = _adapters(ask.adapters)
+    return ScoreText(request, ask.text, ask.context, ask.window, ask.logprobs, PRIORITIES[ask.priority], adapters)
 
 
 def tokenize(request: int, ask: m.Tokenize) -> Task:

@@ -610,6 +610,9 @@ class AdapterUse(Ask, frozen=True):
     scale: Annotated[float, Meta(ge=-10, le=10)] = 1.0
 
 
+AdapterUses = Annotated[list[AdapterUse], Meta(max_length=limits.ADAPTERS_USED_MAX)]
+
+
 class Decoding(Sampling, frozen=True):
     """How an answer is made: its tokens, its length, its turn. What all that asks for text shares.
 
@@ -639,7 +642,7 @@ class Generation(Decoding, frozen=True):
     window: Annotated[int, Meta(ge=1, le=limits.CHUNK_WINDOW_MAX)] = limits.CHUNK_WINDOW_DEFAULT
     session: SessionName | None = None
     logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS_MAX)] | None = None
-    adapters: Annotated[list[AdapterUse], Meta(max_length=limits.ADAPTERS_USED_MAX)] = []
+    adapters: AdapterUses = []
 
 
 class Infer(Generation, frozen=True, kw_only=True):
@@ -853,13 +856,17 @@ class SwarmAnswer(Say, frozen=True):
 
 
 class Embed(Ask, frozen=True, kw_only=True):
-    """Turn texts into vectors. `overflow` refuse or truncate: a text longer than the context loses its end."""
+    """Turn texts into vectors. `overflow` refuse or truncate: a text longer than the context loses its end.
+
+    `adapters`: what the model makes them with besides its weights, see `infer.text`.
+    """
 
     texts: Annotated[list[Prompt], Meta(min_length=1, max_length=limits.TEXTS_MAX)]
     model: Name | None = None
     normalize: bool = True
     overflow: Literal["refuse", "truncate"] = "refuse"
     priority: Priority = "normal"
+    adapters: AdapterUses = []
 
 
 class Embeddings(Say, frozen=True):
@@ -882,7 +889,8 @@ class Score(Ask, frozen=True, kw_only=True):
 
     Without `window` the text is one sequence and each of its tokens is scored. With it, the text is cut into windows
     of so many tokens, each of them on its own, and the second half of each is scored: perplexity as it is usually
-    measured. `logprobs`: tell those of each token as well.
+    measured. `logprobs`: tell those of each token as well. `adapters`: what the model judges with besides its
+    weights, see `infer.text`.
     """
 
     text: Prompt
@@ -891,6 +899,7 @@ class Score(Ask, frozen=True, kw_only=True):
     window: Ctx | None = None
     logprobs: bool = False
     priority: Priority = "low"
+    adapters: AdapterUses = []
 
 
 class Scored(Say, frozen=True):

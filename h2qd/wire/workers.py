@@ -262,17 +262,21 @@ class Generate(_Message, frozen=True):
 
 
 class EmbedTexts(_Message, frozen=True):
-    """Turn each of `texts` into a vector; answered with Embedded or GenerationFailed."""
+    """Turn each of `texts` into a vector; answered with Embedded or GenerationFailed. `adapters` as in Generate."""
 
     request: int
     texts: list[str]
     normalize: bool = True
     truncate: bool = False
     priority: int = 1
+    adapters: dict[str, float] = {}
 
 
 class ScoreText(_Message, frozen=True):
-    """How likely `text` is after `context`, see `messages.Score`; answered with Scored or GenerationFailed."""
+    """How likely `text` is after `context`, see `messages.Score`; answered with Scored or GenerationFailed.
+
+    `adapters` as in Generate.
+    """
 
     request: int
     text: str
@@ -280,6 +284,7 @@ class ScoreText(_Message, frozen=True):
     window: int | None = None
     logprobs: bool = False
     priority: int = 0
+    adapters: dict[str, float] = {}
 
 
 class TokenizeText(_Message, frozen=True):

@@ -337,13 +337,16 @@ def test_as_many_at_once_as_the_model_has_slots_and_a_session_in_turn(daemon: Sc
 
 def test_every_kind_of_line_is_asked_for_as_what_it_is(daemon: ScriptedDaemon, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}]
-    source = lines(tmp_path / "in", {"prompt": "p", "seed": 1}, {"messages": turns}, {"texts": ["a"]})
+    embed = {"texts": ["a"], "adapters": [{"name": "polite", "scale": 0.5}]}
+    source = lines(tmp_path / "in", {"prompt": "p", "seed": 1}, {"messages": turns}, embed)
     assert tool(daemon.path, "batch", source, "-o", str(tmp_path / "out"), "--timeout-each", "9").returncode == 0
     text = daemon.heard("infer.text")
     assert text.body == m.Infer(prompt="p", model="gemma3", seed=1, priority="low")
     assert text.envelope.deadline_ms == 9000
     assert daemon.heard("infer.chat").body.messages == [m.ChatMessage("user", "hi")]
-    assert daemon.heard("infer.embed").body == m.Embed(texts=["a"], model="gemma3", priority="low")
+    assert daemon.heard("infer.embed").body == m.Embed(
+        texts=["a"], model="gemma3", priority="low", adapters=[m.AdapterUse("polite", 0.5)]
+    )
     vectors = next(row["answer"]["vectors"] for row in rows(tmp_path / "out") if row["line"] == 3)
     assert vectors == msgspec.to_builtins(SAMPLES[m.Embeddings])["vectors"]
 

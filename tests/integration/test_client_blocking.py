@@ -125,9 +125,13 @@ def test_what_was_chosen_arrives_in_its_field(daemon: ScriptedDaemon, client: Cl
     assert daemon.heard("infer.text").body == m.Infer(prompt="p", adapters=[m.AdapterUse("polite", 0.5)])
     client.infer("p", adapters=[m.AdapterUse("polite")])
     assert daemon.heard("infer.text").body == m.Infer(prompt="p", adapters=[m.AdapterUse("polite")])
-    client.embed("one", normalize=False, overflow="truncate", priority="high")
+    client.embed("one", normalize=False, overflow="truncate", priority="high", adapters={"polite": 0.5})
     assert daemon.heard("infer.embed").body == m.Embed(
-        texts=["one"], normalize=False, overflow="truncate", priority="high"
+        texts=["one"],
+        normalize=False,
+        overflow="truncate",
+        priority="high",
+        adapters=[m.AdapterUse("polite", 0.5)],
     )
     client.swarm("p", ("a", "b"), judge="c", deadline_s=0.5, stop="\n", priority="low")
     assert daemon.heard("infer.swarm").body == m.Swarm(
@@ -141,6 +145,8 @@ def test_what_was_chosen_arrives_in_its_field(daemon: ScriptedDaemon, client: Cl
     assert daemon.heard("infer.swarm").body == m.Swarm(models=["a"], prompt="p", method="none")
     client.score("p", "gemma3", window=128)
     assert daemon.heard("infer.score").body == m.Score(text="p", model="gemma3", window=128, priority="low")
+    client.score("p", adapters=[m.AdapterUse("polite")])
+    assert daemon.heard("infer.score").body == m.Score(text="p", adapters=[m.AdapterUse("polite")])
     for pin in ("pin", "unpin"):
         getattr(client, pin)("gemma3")
         assert daemon.heard(f"model.{pin}").body == m.OfModel("gemma3")

@@ -44,14 +44,19 @@ def counted(asked: Asked) -> None:
 
 def test_vectors_are_told_by_how_they_begin(daemon: ScriptedDaemon) -> None:
     daemon.on["infer.embed"] = counted
-    ran = tool(daemon.path, "embed", "one", "three", "--model", "gemma3", "--raw", "--truncate")
+    words = ["--model", "gemma3", "--raw", "--truncate", "--adapter", "polite", "--adapter", "rude=-0.5"]
+    ran = tool(daemon.path, "embed", "one", "three", *words)
     assert ran.stdout.splitlines() == [
         "gemma3: 2 of 6 dimensions, pooling mean, 5 tokens",
         "  +3.00000 +0.50000 +0.00000 +0.00000 …",
         "  +5.00000 +0.50000 +0.00000 +0.00000 …",
     ]
     assert daemon.heard("infer.embed").body == m.Embed(
-        texts=["one", "three"], model="gemma3", normalize=False, overflow="truncate"
+        texts=["one", "three"],
+        model="gemma3",
+        normalize=False,
+        overflow="truncate",
+        adapters=[m.AdapterUse("polite"), m.AdapterUse("rude", -0.5)],
     )
 
 
@@ -80,6 +85,7 @@ def test_texts_are_portioned_by_number_and_by_length() -> None:
         (["embed"], "nothing"), (["embed", "a", "--file", "b"], "at once"),
         (["embed", "--file", "/nowhere"], "/nowhere"),
         (["embed", "a", "--output", "/nowhere/out"], "/nowhere/out"), (["score"], "text or a file"),
+        (["score", "a", "--adapter", "=2"], "NAME=NUMBER"), (["embed", "a", "--adapter", "polite=x"], "NAME=NUMBER"),
         (["score", "a", "--file", "b"], "text or a file"), (["detokenize", "12", "-x"], "detokenize"),
         (["detokenize", "1e3"], "1e3"), (["detokenize", "٣"], "٣"), (["sessions", "rm"], "name"),
         (["sessions", "rm", "../trip"], "../trip"), (["chat", "--session", "a/b"], "a/b"),
@@ -106,8 +112,10 @@ def test_a_score_has_its_tokens_and_figures(daemon: ScriptedDaemon, tmp_path: Pa
         "perplexity  2.1170 +/- 0.2500",
     ]
     assert daemon.heard("infer.score").body == m.Score(text="Once upon", window=512, logprobs=True)
-    assert tool(daemon.path, "score", "-", "--context", "c", stdin="p\n").returncode == 0
-    assert daemon.heard("infer.score").body == m.Score(text="p\n", context="c")
+    assert tool(daemon.path, "score", "-", "--context", "c", "--adapter", "polite=2", stdin="p\n").returncode == 0
+    assert daemon.heard("infer.score").body == m.Score(
+        text="p\n", context="c", adapters=[m.AdapterUse("polite", 2.0)]
+    )
 
 
 def test_a_swarm_has_a_row_for_each_model_and_their_answer_last(daemon: ScriptedDaemon) -> None:

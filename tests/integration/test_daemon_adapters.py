@@ -1,6 +1,6 @@
 """LoRA adapters through the whole daemon: from the configuration to the answer, and what does not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from h2qctl import Client, H2qError
+from h2qd.wire.messages import AdapterUse
 from tests import architectures
 from tests.adapters import write_adapter
 from tests.harness import DaemonProcess, background, script, started
@@ -44,6 +45,11 @@ def client(daemon: DaemonProcess) -> Client:
     return daemon.client()
 
 
+def ways(client: Client) -> list[Callable[..., Any]]:
+    """Whatever takes adapters."""
+    return [partial(client.infer, **GREEDY), client.score, client.embed]
+
+
 def test_a_request_names_what_it_is_answered_with(client: Client) -> None:
     texts = [
         client.infer(PROMPT, "tiny", adapters=adapters, **GREEDY).text
@@ -51,6 +57,15 @@ def test_a_request_names_what_it_is_answered_with(client: Client) -> None:
     ]
     assert len(set(texts)) == 4
     assert texts[4] == texts[0] == client.infer(PROMPT, "plain", **GREEDY).text
+
+
+def test_scores_and_vectors_are_made_with_them(client: Client) -> None:
+    sets: list[dict[str, float]] = [{}, {"polite": 1.0}, {"polite": 1.0, "rude": -2.0}, {"polite": 0.0}]
+    scores = [client.score(PROMPT, "tiny", adapters=adapters).logprob for adapters in sets]
+    vectors = [tuple(client.embed(PROMPT, "tiny", adapters=adapters).vectors[0]) for adapters in sets]
+    assert (len(set(scores)), len(set(vectors))) == (3, 3)
+    assert scores[3] == scores[0] == client.score(PROMPT, "plain").logprob
+    assert vectors[3] == vectors[0] == tuple(client.embed(PROMPT, "plain").vectors[0])
 
 
 def test_who_comes_together_is_answered_as_if_alone(client: Client, daemon: DaemonProcess) -> None:
@@ -104,9 +119,17 @@ def test_show_and_plan_tell_of_them(client: Client, daemon: DaemonProcess) -> No
 def test_what_cannot_be_used_is_refused_by_name(
     client: Client, model: str, adapters: dict[str, float], why: str
 ) -> None:
-    with pytest.raises(H2qError, match=why) as raised:
-        client.infer(PROMPT, model, adapters=adapters, **GREEDY)
-    assert raised.value.code == "invalid_request"
+    for ask in ways(client):
+        with pytest.raises(H2qError, match=why) as raised:
+            ask(PROMPT, model, adapters=adapters)
+        assert raised.value.code == "invalid_request"
+
+
+def test_an_adapter_is_named_once(client: Client) -> None:
+    twice = [AdapterUse("polite"), AdapterUse("polite", 0.5)]
+    for ask in ways(client):
+        with pytest.raises(H2qError, match="twice"):
+            ask(PROMPT, "tiny", adapters=twice)
 
 
 @pytest.mark.parametrize(("model", "code"), [("broken", "invalid_model_file"), ("lost", "file_not_found")])
@@ -119,5 +142,7 @@ def test_a_file_that_does_not_fit_costs_its_model_only(client: Client, model: st
 
 def test_only_a_model_that_has_them_takes_the_place_of_another(client: Client) -> None:
     assert client.infer(PROMPT, "broken", **GREEDY).model == "tiny"
-    with pytest.raises(H2qError, match="broken"):
-        client.infer(PROMPT, "broken", adapters={"broken": 1.0}, **GREEDY)
+    assert client.score(PROMPT, "broken").model == "tiny"
+    for ask in ways(client):
+        with pytest.raises(H2qError, match="broken"):
+            ask(PROMPT, "broken", adapters={"broken": 1.0})

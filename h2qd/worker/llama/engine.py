@@ -122,7 +122,8 @@ class LlamaEngine:
             case ScoreText():
                 batch = loaded.free_batch("score")
                 found = sequences(order, loaded.vocabulary, batch.context.size)
-                batch.join(Scoring(order, found, batch.context, loaded.vocabulary, start_s))
+                adapters = used(order.adapters, loaded.model.adapters)
+                batch.join(Scoring(order, found, batch.context, loaded.vocabulary, adapters, start_s))
             case EmbedTexts():
                 loaded.embed(order, start_s)
             case TokenizeText() | DetokenizeTokens():
@@ -241,15 +242,16 @@ class _Loaded:
         """Take the texts into what makes vectors of them. Raises `EngineError`."""
         width = native.llama_model_n_embd_out(self.model.model)
         batch, encoder = self.batch, self.encoder
+        adapters = used(order.adapters, self.model.adapters)
         if encoder is not None:
             if encoder.full:
                 raise _full(encoder.slots)
-            encoder.join(order, Texts(order, self.vocabulary, encoder.size, width), start_s)
+            encoder.join(order, Texts(order, self.vocabulary, encoder.size, width), adapters, start_s)
         elif batch is not None:
             if batch.full:
                 raise _full(len(batch.context.caches))
             texts = Texts(order, self.vocabulary, batch.context.size, width)
-            batch.join(Vectors(order, texts, batch.context, start_s))
+            batch.join(Vectors(order, texts, batch.context, adapters, start_s))
 
     def translate(self, order: TokenizeText | DetokenizeTokens) -> None:
         """Answer with the next step. Raises `EngineError` (invalid_request)."""

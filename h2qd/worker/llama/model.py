@@ -19,6 +19,7 @@ from h2qd.worker.engine import Beat, EngineError, Progress
 from h2qd.worker.heap import trim_heap
 from h2qd.worker.llama import log
 from h2qd.worker.llama.adapters import Adapter, load_adapters
+from h2qd.worker.llama.graph import check_read
 from h2qd.worker.llama.vocabulary import Vocabulary
 from h2qd.worker.threads import thread_count
 
@@ -133,6 +134,8 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
         _check_kind(model.model)
         model.pooling, model.encodes = _pooling(model.model)
         model.adapters = load_adapters(order, model.model, beat)
+        if model.adapters:
+            check_read(model.model, model.adapters, model.threads, beat, encodes=model.encodes)
         if order.draft is not None:
             model.draft, model.undrafted = _load_draft(order.draft, model, beat)
         model.open_context(order)  # after them: they are in the size of its graphs

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from h2qd.wire.workers import EmbedTexts, GenerationFailed, Prefilling, ScoreText
 from h2qd.worker.engine import Said
-from h2qd.worker.llama.adapters import NONE
+from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import ABORTED, Cache, Context, DecodeError
 from h2qd.worker.llama.overflow import Gap
 from h2qd.worker.llama.work import NOWHERE, TOLD_S_MIN
@@ -18,14 +18,16 @@ from h2qd.worker.llama.work import NOWHERE, TOLD_S_MIN
 class Reading:
     """Reads `total` tokens for `order`, in one text after another."""
 
-    def __init__(self, order: ScoreText | EmbedTexts, total: int, context: Context, start_s: float) -> None:
+    def __init__(
+        self, order: ScoreText | EmbedTexts, total: int, context: Context, adapters: Used, start_s: float
+    ) -> None:
         self.request = order.request
         self.priority = order.priority
         self.session = ""
         self.arrived = 0
         self.text: Sequence[int] = ()
         self.gap: Gap | None = None
-        self.adapters = NONE
+        self.adapters = adapters
         self.cache = Cache(NOWHERE)
         self.cancelled = False
         self.ended = False
@@ -62,6 +64,11 @@ class Reading:
     def close(self) -> None:
         """Nothing is held beside the cache."""
         self.ended = True
+
+    def _next_text(self) -> None:
+        """From nothing again, and with the same adapters: an empty cache is of none."""
+        self._context.clear(self.cache)
+        self._context.adapt(self.cache, self.adapters)
 
     def _progress(self) -> list[Said]:
         now_s = time.perf_counter()

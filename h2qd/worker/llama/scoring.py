@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from h2qd.wire.workers import ChosenToken, Scored, ScoreText
 from h2qd.worker.engine import EngineError, Said
+from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import Context, Piece
 from h2qd.worker.llama.logprobs import Likelihoods
 from h2qd.worker.llama.reading import Reading
@@ -43,9 +44,10 @@ class Scoring(Reading):
         sequences: Sequence[Scorable],
         context: Context,
         vocabulary: Vocabulary,
+        adapters: Used,
         start_s: float,
     ) -> None:
-        super().__init__(order, sum(len(sequence.tokens) - 1 for sequence in sequences), context, start_s)
+        super().__init__(order, sum(len(sequence.tokens) - 1 for sequence in sequences), context, adapters, start_s)
         self._order = order
         self._sequences = sequences
         self._vocabulary = vocabulary
@@ -98,7 +100,7 @@ class Scoring(Reading):
         self._before += len(self.cache.tokens)
         self._at += 1
         if self._at < len(self._sequences):
-            self._context.clear(self.cache)
+            self._next_text()
             self._next = self._sequences[self._at].first
             return self._progress()
         self.ended = True

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from h2qd.wire.limits import WORKER_FRAME_BYTES_MAX
 from h2qd.wire.workers import Embedded, EmbedTexts
 from h2qd.worker.engine import EngineError, Said
+from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import Context, Piece
 from h2qd.worker.llama.reading import Reading
 from h2qd.worker.llama.vocabulary import Vocabulary
@@ -26,8 +27,8 @@ _NUMBER_BYTES = 9
 class Vectors(Reading):
     """The vectors of `texts`, which are tokens, one after another."""
 
-    def __init__(self, order: EmbedTexts, texts: "Texts", context: Context, start_s: float) -> None:
-        super().__init__(order, texts.count, context, start_s)
+    def __init__(self, order: EmbedTexts, texts: "Texts", context: Context, adapters: Used, start_s: float) -> None:
+        super().__init__(order, texts.count, context, adapters, start_s)
         self._order = order
         self._texts = texts
         self._vectors: list[list[float]] = []
@@ -65,7 +66,7 @@ class Vectors(Reading):
             return self._break()
         self._before += len(self._text)
         self._vectors.append(vector)
-        self._context.clear(self.cache)
+        self._next_text()
         if len(self._vectors) < len(self._texts.tokens):
             return self._progress()
         self.ended = True
