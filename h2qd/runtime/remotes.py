@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from h2qd.config.schema import Remote
 from h2qd.core.records import Fault
 from h2qd.logs import get_logger
+from h2qd.runtime import views
 from h2qd.runtime.elsewhere import Elsewhere
 from h2qd.runtime.errands import Errands
 from h2qd.runtime.refusal import Refusal
@@ -92,7 +93,11 @@ class Remotes:
         server, wait_s = self._servers[name], _RETRY_S_MIN
         while True:
             server.wanted_at = math.inf
-            answers = await self._refresh(name)
+            try:
+                answers = await self._refresh(name)
+            except Exception:  # a defect of ours costs this look, not all those that would follow
+                log.exception("remote.look_defect", remote=name)
+                answers = False
             server.looked.set()
             calm_s = _calm_s(server.remote)
             wait_s = calm_s if answers else min(2 * wait_s, calm_s)
@@ -199,7 +204,7 @@ class Remotes:
             except Refusal as refusal:
                 fault = refusal.fault
         if fault is not None:
-            row = _unavailable(name, server.remote, shown(fault.message, 300))
+            row = views.missing_row(f"{name}/*", server.remote.url, fault, server.remote.type)
             if self._missing.get(row.name) != row:
                 log.warning("remote.unavailable", remote=name, why=row.reason)
             self._missing[row.name] = row
@@ -294,20 +299,4 @@ def _manifest(remote_name: str, remote: Remote, model: RemoteModel, name: str) -
         imported_at_ms=round(time.time() * 1000),
         source="remote",
         remote=remote_name,
-    )
-
-
-def _unavailable(name: str, remote: Remote, reason: str) -> m.ModelRow:
-    return m.ModelRow(
-        name=f"{name}/*",
-        type=remote.type,
-        state="missing",
-        path=remote.url,
-        size_bytes=0,
-        architecture="",
-        quantization="",
-        parameters=0,
-        context_length=0,
-        available=False,
-        reason=reason,
     )

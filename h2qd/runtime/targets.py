@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 import psutil
 
 from h2qd.config.schema import Remote
+from h2qd.logs import get_logger
 from h2qd.wire.workers import RemoteTarget
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,17 @@ def exposed(remotes: Mapping[str, Remote]) -> tuple[str, ...]:
 def _is_here(url: str) -> bool:
     """Whether a URL's host is this device."""
     host = urlsplit(url).hostname or ""
-    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     try:
-        return ipaddress.ip_address(host).is_loopback or host in ours
+        return ipaddress.ip_address(host).is_loopback or host in _own_addresses()
     except ValueError:
         return host == "localhost"
+
+
+def _own_addresses() -> set[str]:
+    """Those of this device; none where a sandbox keeps the kernel from telling."""
+    try:
+        interfaces = psutil.net_if_addrs()
+    except OSError as error:
+        log.warning("interfaces.unreadable", error=str(error))
+        return set()
+    return {address.address for addresses in interfaces.values() for address in addresses}

@@ -43,6 +43,8 @@ from h2qd.wire.workers import (
 
 log = get_logger()
 
+_REBUILD = "on this device: pip install --force-reinstall --no-deps --no-cache-dir --no-binary :all: llama-cpp-python"
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -151,7 +153,11 @@ class Worker:
             fault = self._container.fault(self.label, peak_bytes)
             if fault is not None:
                 return fault
-        return Fault("worker_crashed", f"cannot go on: the process of {self.label} died ({_how(status)})")
+        what = f"cannot go on: the process of {self.label} died ({_how(status)})"
+        if status == -signal.SIGILL:
+            why = "its engine's library was built for another CPU"
+            return Fault("worker_crashed", what, (why,), fix=_REBUILD)
+        return Fault("worker_crashed", what)
 
     # --- talking --------------------------------------------------------------------------------
 

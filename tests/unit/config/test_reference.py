@@ -90,6 +90,19 @@ def test_the_unit_reads_the_default_file_and_its_own_folders() -> None:
     assert unit_values("KillMode") == ["mixed"], "SIGTERM to the workers would cut off what is to be drained"
 
 
+def test_the_unit_lets_workers_speak_to_servers_and_the_daemon_know_its_own_addresses() -> None:
+    (families,) = unit_values("RestrictAddressFamilies")
+    assert set(families.split()) == {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}
+
+
+def test_the_unit_does_not_try_again_what_a_configuration_says_wrong() -> None:
+    (status,) = unit_values("RestartPreventExitStatus")
+    done = subprocess.run(
+        [sys.executable, "-m", "h2qd", "--config", "/nonexistent.yaml"], capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == int(status)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_accepts_the_unit() -> None:
     command = ["systemd-analyze", "verify", "--man=no", str(UNIT)]

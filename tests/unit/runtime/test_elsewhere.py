@@ -61,6 +61,15 @@ def test_whose_memory_a_gpu_takes(setting: str, counted: bool, *, gpu_has_memory
     assert Targets({"box": remote}, lambda: gpu_has_memory).of("box").gpu_shares_memory is counted
 
 
+def test_a_sandbox_that_hides_addresses_leaves_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden() -> None:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr("psutil.net_if_addrs", hidden)
+    assert shares_memory(Remote(type="ollama", url=HERE))
+    assert not shares_memory(Remote(type="ollama", url="http://192.0.2.1:11434"))
+
+
 @pytest.mark.parametrize(
     ("kind", "url", "setting", "shares"),
     [

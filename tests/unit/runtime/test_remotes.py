@@ -21,8 +21,12 @@ class Unreachable:
 
     def __init__(self) -> None:
         self.models: list[str] | None = None
+        self.defect: Exception | None = None
 
     async def run(self, _order: Any, label: str, _answer: type[Listed], _progress: Callable[[float], None]) -> Listed:
+        defect, self.defect = self.defect, None
+        if defect is not None:
+            raise defect
         if self.models is None:
             raise Refusal(Fault("remote_unreachable", f"cannot connect to {label}"))
         return Listed([RemoteModel(name) for name in self.models])
@@ -52,6 +56,21 @@ def test_a_server_that_does_not_come_is_waited_for_so_long_and_one_that_came_not
         assert list(manifests) == ["box/a:1b"]
         errands.models = None
         assert await them.answered("box", 0), "it did answer once"
+        following.cancel()
+        await asyncio.wait([following])
+
+    asyncio.run(scenario())
+
+
+def test_a_defect_costs_one_look_at_a_server() -> None:
+    async def scenario() -> None:
+        errands = Unreachable()
+        errands.models, errands.defect = ["a:1b"], ValueError("a defect")
+        them, manifests = remotes(errands, refresh_s=0.01)
+        following = asyncio.create_task(them.follow("box"))
+        await them.looked(["box/a"])
+        assert manifests == {}
+        assert await them.answered("box", 20)
         following.cancel()
         await asyncio.wait([following])
 
