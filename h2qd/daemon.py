@@ -35,12 +35,12 @@ from h2qd.runtime.errands import Errands
 from h2qd.runtime.heap import Heap
 from h2qd.runtime.imports import Imports
 from h2qd.runtime.meter import rss_bytes
+from h2qd.runtime.named import Named
 from h2qd.runtime.notices import Notices
 from h2qd.runtime.notify import Notifier
 from h2qd.runtime.perform import Performer
 from h2qd.runtime.pulls import Pulls
 from h2qd.runtime.readings import Gauge
-from h2qd.runtime.refusal import Refusal
 from h2qd.runtime.remotes import Remotes
 from h2qd.runtime.reports import Reports
 from h2qd.runtime.residents import Residents
@@ -133,6 +133,7 @@ class Daemon:
         self._zygote.on_childless = self._residents.learn_idle
         errands = Errands(self._zygote, patience)
         self._imports = Imports(errands, registry, self._manifests, self._disk, self._model_registered)
+        self._named = Named(config.models, self._imports, self._manifests, self._missing)
         self._remotes = Remotes(
             targets,
             errands,
@@ -260,11 +261,11 @@ class Daemon:
     async def _finish_start(self) -> None:
         """Register what the configuration names and is not known yet; then load what was active last."""
         try:
-            await self._register_named()
+            await self._named.register()
             memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
             await self._restoration.begin(memory)
             self._serving()
-            await self._restoration.finish(memory)
+            await asyncio.gather(self._restoration.finish(memory), self._named.follow())
         except Exception:  # the models that are there can be served all the same
             log.exception("daemon.start_defect")
         finally:
@@ -273,28 +274,13 @@ class Daemon:
     def _serving(self) -> None:
         self._phase = "serving" if self._phase == "starting" else self._phase
 
-    async def _register_named(self) -> None:
-        for name, model in self._config.models.items():
-            if not model.path:
-                continue  # its server tells of it
-            known = self._manifests.get(name)
-            if known is not None and known.path == model.path and model.backend in (None, known.backend):
-                continue
-            try:
-                await self._imports.run(model.path, name, "config", model.backend, lambda _: None)
-                self._missing.pop(name, None)
-            except Refusal as error:
-                log.error("model.unavailable", model=name, path=model.path, error=str(error))  # noqa: TRY400 - expected
-                self._missing[name] = views.missing_row(name, model.path, str(error))
-
     def _register_known(self) -> None:
         """Tell the core of the models on disk; those that only an earlier configuration named are forgotten."""
         manifests, complaints = self._registry.load()
         for complaint in complaints:
             log.error("registry.broken", complaint=complaint)
         for manifest in manifests:
-            named = self._config.models.get(manifest.name)
-            if manifest.source == "config" and (named is None or named.path != manifest.path):
+            if manifest.source == "config" and not self._named.is_named(manifest):
                 with contextlib.suppress(OSError):  # a disk that cannot be written: the next start tries again
                     self._registry.remove(manifest.name)
                 continue

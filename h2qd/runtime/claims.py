@@ -106,7 +106,7 @@ class Claims:
 
     def _unknown(self, name: str) -> Fault:
         if (row := self._missing.get(name)) is not None:
-            return Fault("file_not_found", f"cannot use {name}: {row.reason}")
+            return Fault(row.code, f"cannot use {name}: {row.reason}")
         server = name.partition("/")[0]
         if (row := self._missing.get(f"{server}/*")) is not None:
             wait_s = breakers.patience_s(self._supervisor.state, server, now())

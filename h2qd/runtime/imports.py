@@ -54,7 +54,7 @@ class Imports:
             known = self._manifests.get(name)
             if known is not None and known.path != path and source == "import":
                 raise Refusal(Fault("name_taken", f"cannot register {path} as {name}: {known.path} is"))
-            if known is not None and known.path == path and known.identity == await self._identity(path):
+            if known is not None and known.path == path and known.identity == await self.identity(path):
                 return known, False
             found = await self._errands.run(InspectFile(path), name, Inspected, on_progress)
             manifest = Manifest(
@@ -80,7 +80,7 @@ class Imports:
             what = f"cannot register {manifest.name}: its manifest cannot be written ({error.strerror})"
             raise Refusal(Fault("state_not_written", what)) from error
 
-    async def _identity(self, path: str) -> list[int]:
+    async def identity(self, path: str) -> list[int]:
         """The identity of the file or folder now; empty when it cannot be seen."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._disk, identity_of, path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from typing import Any
 
 from h2qd.core import breakers, budget, evict
 from h2qd.core.effects import TellResident
@@ -13,6 +12,7 @@ from h2qd.runtime.calls import Call, Calls
 from h2qd.runtime.residents import Residents
 from h2qd.store.registry import Manifest
 from h2qd.wire import messages as m
+from h2qd.wire.names import shown
 
 _PHASES = {
     Phase.PATIENCE: "queued",
@@ -216,11 +216,21 @@ def server_row(name: str, breaker: Breaker) -> m.ServerRow:
     )
 
 
-def missing_row(name: str, path: str, reason: str) -> m.ModelRow:
-    """A model that the configuration names and that cannot be used."""
-    nothing: dict[str, Any] = {"architecture": "", "quantization": "", "parameters": 0, "context_length": 0}
+def missing_row(name: str, path: str, fault: Fault, kind: str = "local") -> m.ModelRow:
+    """A model that the configuration names and that cannot be used, or all those of a server."""
     return m.ModelRow(
-        name=name, type="local", state="missing", path=path, size_bytes=0, available=False, reason=reason, **nothing
+        name=name,
+        type=kind,
+        state="missing",
+        path=path,
+        size_bytes=0,
+        architecture="",
+        quantization="",
+        parameters=0,
+        context_length=0,
+        available=False,
+        reason=shown(fault.message, 300),
+        code=fault.code,
     )
 
 

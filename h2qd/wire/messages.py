@@ -319,7 +319,8 @@ class ModelFacts(Say, frozen=True):
 class ModelRow(Say, frozen=True):
     """A registered model. `type`: local, ollama or openai; `path`: its file, or its name at the server that has it.
 
-    `available` is false, for `reason`, while its file cannot be used, or the server that runs it is away.
+    `available` is false, for `reason`, while its file cannot be used, or the server that runs it is away; who asks
+    for it is refused with `code` then.
     """
 
     name: str
@@ -333,6 +334,7 @@ class ModelRow(Say, frozen=True):
     context_length: int
     available: bool = True
     reason: str = ""
+    code: str = ""
 
 
 class Models(Say, frozen=True):

@@ -203,10 +203,11 @@ def test_models_outlive_the_daemon_and_leave_with_the_configuration(tmp_path: Pa
         assert [row.name for row in daemon.client().models().models] == ["named"]
 
 
-def test_a_model_whose_file_is_not_there_is_listed_with_the_reason(tmp_path: Path) -> None:
+def test_a_model_whose_file_cannot_be_used_is_listed_with_the_reason_until_it_can(tmp_path: Path) -> None:
     config = tmp_path / "h2qd.yaml"
     good = script(tmp_path, "good")
-    config.write_text(config_text({"good": good, "bad": tmp_path / "none.json"}))
+    (tmp_path / "torn.json").write_text("{")
+    config.write_text(config_text({"good": good, "bad": tmp_path / "bad.json", "torn": tmp_path / "torn.json"}))
     with started(tmp_path, config) as daemon:
         client = daemon.client()
         rows = {row.name: row for row in client.models().models}
@@ -214,7 +215,11 @@ def test_a_model_whose_file_is_not_there_is_listed_with_the_reason(tmp_path: Pat
         assert not rows["bad"].available
         assert "cannot open the file" in rows["bad"].reason
         assert code_of(background(lambda: client.load("bad"))) == "file_not_found"
+        assert code_of(background(lambda: client.load("torn"))) == "invalid_model_file"
         assert client.load("good").changed
+        script(tmp_path, "bad")
+        await_true(lambda: {row.name for row in client.models().models if row.available} == {"bad", "good"}, "there")
+        assert client.load("bad").changed
 
 
 def test_it_says_where_it_is_to_systemd_and_nothing_listens_on_the_internet(tmp_path: Path) -> None:
