@@ -210,6 +210,52 @@ def test_a_beginning_is_shared_in_company_too(tmp_path: Path, disk: Path, kind: 
         assert_same(heard[number], apart[number])
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral"])
+def test_conversations_go_on_side_by_side_and_beside_others(tmp_path: Path, disk: Path, kind: str) -> None:
+    path = folders.tiny(tmp_path / "model", kind, **SIZES.get(kind, {}))
+    keys = {1: "1-one", 2: "2-two"}
+    with loaded(path, disk, slots=3) as engine:
+        following = first_turn(engine) + THEN
+        alone = turn(engine, following)
+        engine.forget(KEY)
+        for slot in slots_of(engine):
+            slot.cells.clear()
+        for key in keys.values():
+            sampler = Sampler(temperature=0, logit_bias=letter(engine))
+            turn(engine, STORY, session=key, sampler=sampler, max_tokens=24)
+        assert engine.unsaved == 2
+        orders = [order(request, following, session=key) for request, key in keys.items()]
+        heard = run(engine, *orders, order(3, "something else", max_tokens=40))
+        for request in keys:
+            assert cached(heard[request]) == 1 + len(STORY) + 23
+            assert_same(heard[request], alone)
+        assert saved(engine) == 2
+
+
+def test_what_is_at_work_is_not_saved(llama: Path, disk: Path) -> None:
+    with loaded(llama, disk) as engine:
+        following = first_turn(engine) + THEN
+        assert engine.unsaved == 1
+        engine.submit(order(1, following, session=KEY))
+        assert engine.unsaved == 0
+        while engine.busy:
+            engine.step()
+        assert saved(engine) == 1
+        assert saved(engine) == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
+def test_an_answer_can_be_asked_for_again(tmp_path: Path, disk: Path, kind: str) -> None:
+    path = folders.tiny(tmp_path / "model", kind, **SIZES.get(kind, {}))
+    with loaded(path, disk) as engine:
+        first = turn(engine, STORY, max_tokens=12)
+        again = turn(engine, STORY, max_tokens=12)
+        assert cached(again) == len(
+            STORY
+        )  # all of the prompt but its last token: windows go back as far as their length
+        assert_same(again, first)
+
+
 def test_what_cannot_go_back_goes_on_after_all_or_begins_anew() -> None:
     with lean():
         config = transformers.AutoConfig.for_model(

@@ -21,8 +21,8 @@ from h2qd.worker.torch.libraries import torch, transformers
 class Layer(transformers.cache_utils.CacheLayerMixin):  # type: ignore[misc]  # the library is not looked into
     """Keys and values of one layer, for up to `room` tokens, of shape (1, heads, tokens, length).
 
-    `window`: so many tokens are seen from one on backwards, itself included; 0: all. Of a window, twice its length is
-    kept, so that the last tokens can be taken back: `first` is the position of the first that is.
+    `window`: so many tokens are seen from one on backwards, itself included; 0: all. Two to three lengths of a window
+    are kept, so that the last tokens can be taken back: `first` is the position of the first that is.
     """
 
     def __init__(self, room: int, window: int = 0) -> None:
@@ -38,7 +38,7 @@ class Layer(transformers.cache_utils.CacheLayerMixin):  # type: ignore[misc]  # 
         count = key_states.shape[2]
         seen = self.seen(self.end)
         if not self.kept or self.end + count - self.first > self.kept[0].shape[2]:
-            self._move(seen, count, (key_states, value_states))
+            self._move(max(self.first, seen - self.window), count, (key_states, value_states))
         at, end = self.end - self.first, self.end + count - self.first
         for kept, new in zip(self.kept, (key_states, value_states), strict=True):
             kept[:, :, at:end] = new
@@ -80,7 +80,7 @@ class Layer(transformers.cache_utils.CacheLayerMixin):  # type: ignore[misc]  # 
     def _move(self, first: int, count: int, like: Sequence[Any]) -> None:
         """To new buffers, with room for `count` more tokens, and what there is from position `first` on."""
         needed = self.end - first + count
-        room = min(self._room, max(needed, 2 * self.window)) if self.window else self._room
+        room = min(self._room, max(needed, 3 * self.window)) if self.window else self._room
         moved = []
         for number, one in enumerate(like):
             buffer = torch.empty(1, one.shape[1], room, one.shape[3], dtype=one.dtype, device=one.device)
