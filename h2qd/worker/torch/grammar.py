@@ -56,7 +56,7 @@ class Grammar:
 class Grammars:
     """Of one model. The library keeps the vocabulary in a form of its own, made once, at the first use.
 
-    That takes 8 microseconds for each token, and the memory that `core.torch_plan` says.
+    That takes some microseconds for each token, and the memory that `core.torch_plan` says.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -88,9 +88,11 @@ class Grammars:
             vocabulary = self._vocabulary
             if not vocabulary.ends:
                 raise EngineError("unsupported", "cannot use a grammar: the model has no token that ends a text")
+            lexicon = vocabulary.lexicon(min(vocabulary.ends))
+            source: Any = vocabulary.as_json() if lexicon is None else llguidance.TokenizerWrapper(lexicon)
             try:
                 self._tokenizer = llguidance.LLTokenizer(
-                    vocabulary.as_json(),
+                    source,
                     n_vocab=vocabulary.size,
                     eos_token=sorted(vocabulary.ends),
                     slices=[],  # they would save half a millisecond a token, and cost half as much memory again
@@ -99,7 +101,9 @@ class Grammars:
                 raise EngineError(
                     "unsupported", f"cannot use a grammar with this model's tokenizer: {shown(str(error), 200)}"
                 ) from error
-            trim_heap()  # making it took nearly as much again
+            if lexicon is not None:
+                source.tokens = lexicon.tokens = []  # the library has them now
+            trim_heap()  # making it took as much again
         return self._tokenizer
 
 
