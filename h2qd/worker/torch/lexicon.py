@@ -19,6 +19,9 @@ _CONTROL = b"\xff"
 """What the library knows control tokens by: no text has this byte."""
 
 _PLAIN = frozenset({"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"})
+_TAG = re.compile("<.*>", re.DOTALL)
+"""Of added tokens, these count as control tokens too, as the library has it."""
+
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -33,18 +36,22 @@ def open_lexicon(tokenizer: Tokenizer, size: int, end: int) -> "Lexicon | None":
         return None
     mark = next(iter(marks), "")
     added = tokenizer.get_added_tokens_decoder()
+    controls = {
+        number for number, one in added.items() if number < size and (one.special or _TAG.fullmatch(one.content))
+    }
     tokens = []
     for number in range(size):
         text = tokenizer.id_to_token(number) or ""
-        if number in added:
-            tokens.append((_CONTROL if added[number].special else b"") + text.encode())
+        if number in controls:
+            tokens.append(_CONTROL + text.encode())
         elif letters is not None:
             tokens.append(bytes(letters[letter] for letter in text) if letters.keys() >= set(text) else text.encode())
         elif "ByteFallback" in kinds and (byte := _BYTE.fullmatch(text)):
             tokens.append(bytes.fromhex(byte[1]))
         else:
             tokens.append(text.replace(mark, " ").encode())
-    return Lexicon(tokenizer, tokens, [number for number, one in added.items() if one.special and number < size], end)
+    lexicon = Lexicon(tokenizer, tokens, sorted(controls), end)
+    return lexicon if lexicon.reads else None
 
 
 class Lexicon:
@@ -58,17 +65,29 @@ class Lexicon:
         self.eos_token_id = end
         self._size = len(tokens)
         self._tokenizer = tokenizer
+        self._bytes = {token[0]: number for number, token in enumerate(tokens) if len(token) == 1}
         self._before = self._ids("")
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens that `text` is usually written with; none where they are not known."""
+        """The tokens that `text` is usually written with, or where these would read otherwise, its bytes."""
         ids = self._ids(text)
-        return ids[len(self._before) :] if ids[: len(self._before)] == self._before else []
+        if ids[: len(self._before)] == self._before and self._read(ids) == _BEFORE + text:
+            return ids[len(self._before) :]
+        return [self._bytes[byte] for byte in text.encode() if byte in self._bytes]
+
+    @property
+    def reads(self) -> bool:
+        """Whether it knows what texts are read after."""
+        return self._read(self._before) == _BEFORE
 
     def _ids(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = True
         ids: list[int] = self._tokenizer.encode(_BEFORE + text, add_special_tokens=False).ids
         return ids if max(ids, default=0) < self._size else []
+
+    def _read(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
 
 def _letters() -> dict[str, int]:
