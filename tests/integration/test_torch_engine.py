@@ -379,9 +379,9 @@ def test_every_family_computes_what_transformers_computes(tmp_path: Path, kind: 
     with torch.inference_mode():
         if generates:
             theirs = peer(torch.tensor([tokens])).logits[0]
-            cache = model.cache()
-            model.fill(tokens[:5], cache, Wanted())
-            ours, theirs = model.logits(tokens[5:], cache, len(tokens) - 5, Wanted()), theirs[5:]
+            cells = model.cells()
+            model.fill(tokens[:5], cells, Wanted())
+            ours, theirs = model.logits(tokens[5:], cells, len(tokens) - 5, Wanted()), theirs[5:]
         else:
             theirs = peer(torch.tensor([tokens])).last_hidden_state
             ours = model.encoded([tokens], [[1] * len(tokens)], Wanted())

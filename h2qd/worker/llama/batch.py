@@ -18,13 +18,14 @@ had come token by token: it goes on with the same chooser, from logits that are 
 
 import time
 
+from h2qd.worker.disk import Disk
 from h2qd.worker.engine import Beat, Said
 from h2qd.worker.line import crowding, gives_way, head
 from h2qd.worker.llama.context import Context, DecodeError, Piece
 from h2qd.worker.llama.draft_model import DraftModel
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.seating import Seating
-from h2qd.worker.llama.sessions import Disk, Sessions
+from h2qd.worker.llama.sessions import Sessions
 from h2qd.worker.llama.shares import Waiting, shares
 from h2qd.worker.llama.turns import Turns
 from h2qd.worker.llama.work import Work

@@ -26,12 +26,10 @@ from h2qd.worker.llama import adapters as _adapters
 from h2qd.worker.llama.adapters import NONE, Used
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.overflow import Gap
+from h2qd.worker.placement import REUSED_TOKENS_MIN, common
 
 GRID_TOKENS_CPU = 64
 """ggml's CPU kernels tile attention by 64 rows and matrix products by 4 or 8."""
-
-REUSED_TOKENS_MIN = 16
-"""Fewer are no sign that texts belong together: all begin with the same token, chats with the same few."""
 
 STATE_HEAD = struct.Struct("=III")
 TOKEN_BYTES = 4
@@ -39,7 +37,6 @@ TOKEN_BYTES = 4
 
 _WINDOW_ONLY = native.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _TO_THE_END = -1
-_COMPARED_AT_ONCE = 1024
 
 NO_ROOM = 1
 ABORTED = 2
@@ -400,13 +397,3 @@ class Context:
 def _empty(cache: Cache) -> None:
     cache.tokens.clear()
     cache.whole, cache.clean, cache.adapters = 0, None, NONE
-
-
-def common(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    length = min(len(ours), len(theirs))
-    for start in range(0, length, _COMPARED_AT_ONCE):
-        end = min(start + _COMPARED_AT_ONCE, length)
-        if ours[start:end] != theirs[start:end]:
-            return next(index for index in range(start, end) if ours[index] != theirs[index])
-    return length

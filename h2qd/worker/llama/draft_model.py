@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from h2qd.worker import journal
 from h2qd.worker.engine import Beat
-from h2qd.worker.llama.context import Context, DecodeError, Piece, common
+from h2qd.worker.llama.context import Context, DecodeError, Piece
 from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.wager import Wager
+from h2qd.worker.placement import common
 
 HEAD_TOKENS = 4
 """Of a text, kept where its middle is left out: models lean on a text's first tokens, whatever they are."""

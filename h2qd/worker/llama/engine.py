@@ -29,6 +29,7 @@ from h2qd.wire.workers import (
     TokenizeText,
     frame,
 )
+from h2qd.worker.disk import Disk, check_key, open_disk, remove
 from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 from h2qd.worker.llama import model
 from h2qd.worker.llama.adapters import used
@@ -38,7 +39,6 @@ from h2qd.worker.llama.model import Model
 from h2qd.worker.llama.overflow import fit
 from h2qd.worker.llama.sampler import open_chooser
 from h2qd.worker.llama.scoring import Scoring, sequences
-from h2qd.worker.llama.sessions import Disk, check_key, open_disk, remove
 from h2qd.worker.llama.slot import Slot
 from h2qd.worker.llama.vectors import Texts, Vectors
 from h2qd.worker.llama.vocabulary import Vocabulary

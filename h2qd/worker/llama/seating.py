@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from h2qd.worker.llama.context import Cache, Context
-from h2qd.worker.llama.placement import Candidate, place
 from h2qd.worker.llama.sessions import Sessions
 from h2qd.worker.llama.work import Work
+from h2qd.worker.placement import Candidate, place
 
 
 @dataclass(slots=True, eq=False)

@@ -13,27 +13,19 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp
 
-from h2qd.sessions.folder import Folder, FolderError
-from h2qd.sessions.record import Record, RecordError, check, check_sha256, read, split_key
-from h2qd.wire.workers import LoadModel, SessionsSaved
+from h2qd.sessions.folder import FolderError
+from h2qd.sessions.record import Record, RecordError, check, read
+from h2qd.wire.workers import SessionsSaved
 from h2qd.worker import journal
-from h2qd.worker.engine import EngineError
+from h2qd.worker.disk import Disk, remove
 from h2qd.worker.llama import log
 from h2qd.worker.llama.adapters import Used
-from h2qd.worker.llama.context import STATE_HEAD, TOKEN_BYTES, Cache, Context, common
-
-
-class Disk(NamedTuple):
-    """Where sessions are kept, how much they may take there, and of which model they are."""
-
-    folder: Folder
-    quota_bytes: int
-    sha256: str
+from h2qd.worker.llama.context import STATE_HEAD, TOKEN_BYTES, Cache, Context
+from h2qd.worker.placement import common
 
 
 class Saved(NamedTuple):
@@ -48,34 +40,6 @@ class Saved(NamedTuple):
 class _Held:
     key: str
     newer: bool
-
-
-def open_disk(order: LoadModel) -> Disk | None:
-    """The folder that `order` names; None: nothing is kept on disk, or it cannot be."""
-    if not order.sessions or order.sessions_bytes <= 0:
-        return None
-    try:
-        check_sha256(order.sha256)
-        return Disk(Folder(Path(order.sessions)), order.sessions_bytes, order.sha256)
-    except (OSError, RecordError) as error:
-        journal.record("sessions.folder_unusable", error)
-        return None
-
-
-def remove(disk: Disk, key: str) -> None:
-    """Keep nothing of this session there."""
-    try:
-        disk.folder.remove(key, disk.sha256)
-    except (OSError, RecordError) as error:
-        journal.record("sessions.not_removed", error)
-
-
-def check_key(key: str) -> None:
-    """Raises `EngineError` (invalid_request) at what is no key of a session."""
-    try:
-        split_key(key)
-    except RecordError:
-        raise EngineError("invalid_request", "cannot use the session: it has no key") from None
 
 
 class Sessions:

@@ -4,36 +4,37 @@ A step is one pass: either a token of every answer that is past its prompt, all 
 request reads (its prompt, a text to score); while there are both, they take turns, and `pace` says how large a piece
 may be. Requests join and leave between any two steps. More than there are slots wait in line: those that pause for a
 higher priority, and newcomers of no higher one. Called by `engine`.
-Invariant: a request has a cache only while it is at work, so there are never more caches than slots; nobody waits
-beside a free slot.
+Invariant: who is at work has a slot, and only slots have cells; nobody waits beside a free slot.
 
-A lone answer is the same for the same seed, whatever ran before. In company its numbers are the same but for
-rounding, because products of several rows add up in another order than those of one; attention is each row's own.
+A lone answer is the same for the same seed, whatever ran before: only such cells of others serve it that change
+nothing (see `cache`). One that belongs to a session goes on from what that computed. In company an answer's numbers
+are the same but for rounding, because products of several rows add up in another order than those of one; attention
+is each row's own.
 Models whose positions are scaled by the longest row of a pass decode by turns (`Model.rows_max`).
 """
 
 import time
 
+from h2qd.worker.disk import Disk
 from h2qd.worker.engine import Said
 from h2qd.worker.line import crowding, gives_way, head
 from h2qd.worker.pace import Pace
 from h2qd.worker.torch.generation import Generation
 from h2qd.worker.torch.model import InterruptedPassError, Model
+from h2qd.worker.torch.seating import Seating
+from h2qd.worker.torch.sessions import Sessions, Slot
 from h2qd.worker.torch.work import Work
-
-_PIECE_TOKENS = 128
-"""A prompt's piece while nobody decodes: larger ones are hardly faster on a CPU, and others wait longer."""
 
 
 class Batch:
     """Works on `model`, for `slots` requests at a time."""
 
-    def __init__(self, model: Model, slots: int) -> None:
+    def __init__(self, model: Model, slots: int, disk: Disk | None = None) -> None:
         self._model = model
-        self._slots = slots
-        self._piece_max = min(_PIECE_TOKENS, model.batch)
-        self._pace = Pace(self._piece_max)
-        self._at_work: list[Work] = []
+        self._slots = [Slot(model.cells()) for _ in range(slots)]
+        self.sessions = Sessions(model, self._slots, disk)
+        self._seating = Seating(self._slots, self.sessions)
+        self._pace = Pace(model.piece)
         self._line: list[Work] = []
         self._open: dict[int, Work] = {}  # all, by request; for other threads
         self._arrivals = 0
@@ -48,7 +49,7 @@ class Batch:
     @property
     def full(self) -> bool:
         """As many wait as there are slots."""
-        return len(self._open) >= 2 * self._slots
+        return len(self._open) >= 2 * len(self._slots)
 
     def join(self, work: Work) -> None:
         """Take a request; not when `full`. Computes nothing."""
@@ -56,12 +57,19 @@ class Batch:
         work.arrived = self._arrivals
         self._open[work.request] = work
         self._line.append(work)
-        paused = gives_way(self._at_work, work) if len(self._at_work) == self._slots else None
+        paused = gives_way(self._at_work, work) if not self._idle else None
         if paused is not None:
-            self._at_work.remove(paused)
+            self._seating.leave(next(slot for slot in self._slots if slot.work is paused), self._steps)
             paused.pause()
             self._line.append(paused)
         self._seat_all()
+
+    def forget(self, session: str) -> None:
+        """Keep nothing of this session, nor of what its requests are about to compute."""
+        for work in self._open.values():
+            if work.session == session:
+                work.session = ""
+        self.sessions.forget(session)
 
     def cancel(self, request: int) -> None:
         """Have `request` end within the next step: inside the pass, unless others take part. From any thread."""
@@ -74,20 +82,38 @@ class Batch:
         self._steps += 1
         said = [one for work in self._open.values() if work.wanted.cancelled for one in work.cancel()]
         said = said or self._pass()
-        self._at_work = [work for work in self._at_work if not work.ended]
+        for slot in self._slots:
+            if slot.work is not None and slot.work.ended:
+                self._end(slot, slot.work)
         self._line = [work for work in self._line if not work.ended]
         self._open = {request: work for request, work in self._open.items() if not work.ended}
         self._seat_all()
         return said
 
+    def _end(self, slot: Slot, work: Work) -> None:
+        if work.broken:
+            slot.cells.clear()
+            if work.session:
+                self.forget(work.session)
+        self._seating.leave(slot, self._steps)
+
+    @property
+    def _at_work(self) -> list[Work]:
+        return [slot.work for slot in self._slots if slot.work is not None]
+
+    @property
+    def _idle(self) -> bool:
+        return any(slot.work is None for slot in self._slots)
+
     def _seat_all(self) -> None:
-        while len(self._at_work) < self._slots and (work := head(self._line)) is not None:
+        while self._idle and (work := head(self._line)) is not None:
             self._line.remove(work)
-            self._at_work.append(work)
+            self._seating.seat(work)
 
     def _pass(self) -> list[Said]:
-        reading = [work for work in self._at_work if work.ready]
-        decoding = [work for work in self._at_work if isinstance(work, Generation) and not work.ready]
+        at_work = self._at_work
+        reading = [work for work in at_work if work.ready]
+        decoding = [work for work in at_work if isinstance(work, Generation) and not work.ready]
         piece = bool(reading) and not (decoding and self._tokens_next)
         self._tokens_next = piece
         if piece:
@@ -104,7 +130,7 @@ class Batch:
 
     def _read(self, work: Work, between: int) -> list[Said]:
         """A piece of `work`, of `between` tokens at most if streams go on beside it."""
-        count = min(work.ready, between or self._piece_max)
+        count = min(work.ready, between or self._model.piece)
         work.served = self._steps
         began_s = time.perf_counter()
         try:

@@ -2,7 +2,7 @@
 
 Turns an order into what is at work; what a step does is in `batch`. There may be twice as many requests as slots, for
 those of a higher priority pass others. The tokens of a text, and the text of tokens, are answered by the next step.
-No session is kept: each answer has a KV cache of its own, which ends with it. Called by the worker's loop.
+Called by the worker's loop.
 """
 
 import gc
@@ -24,6 +24,7 @@ from h2qd.wire.workers import (
     Tokenized,
     TokenizeText,
 )
+from h2qd.worker.disk import Disk, check_key, open_disk, remove
 from h2qd.worker.engine import Beat, EngineError, Progress, Said, text_alone
 from h2qd.worker.heap import trim_heap
 from h2qd.worker.prompt import prompt_tokens, too_long
@@ -45,6 +46,7 @@ class TorchEngine:
         self._beat = beat
         self._model: Model | None = None
         self._template: ChatTemplate | None = None
+        self._disk: Disk | None = None  # None: sessions are not kept there
         self._batch: Batch | None = None  # None: parked, or not loaded
         self._spellings: deque[TokenizeText | DetokenizeTokens] = deque()
 
@@ -54,22 +56,27 @@ class TorchEngine:
         if order.adapters:
             raise EngineError("load_failed", "cannot load adapters with a model folder: they are for GGUF models")
         self._model = model.load(order, progress, self._beat)
+        self._disk = open_disk(order) if self._model.generates else None
         return self._ready(self._model, order, start_s)
 
     @property
     def unsaved(self) -> int:
-        """Nothing is kept across loads."""
-        return 0
+        """How many sessions are newer in their cells than on disk."""
+        return self._batch.sessions.unsaved if self._batch is not None else 0
 
     def save(self) -> SessionsSaved:
-        """Nothing is kept across loads."""
-        return SessionsSaved(0, 0, 0, 0.0)
+        """Write those."""
+        return self._batch.sessions.save() if self._batch is not None else SessionsSaved(0, 0, 0, 0.0)
 
     def forget(self, session: str) -> None:
-        """Nothing is kept across requests."""
+        """Neither keep nor save this session."""
+        if self._batch is not None:
+            self._batch.forget(session)
+        elif self._disk is not None:
+            remove(self._disk, session)
 
     def park(self) -> None:
-        """Keep the weights; caches ended with their requests."""
+        """Keep the weights; cells go."""
         self._batch = None
         trim_heap()
 
@@ -84,7 +91,7 @@ class TorchEngine:
     def _ready(self, loaded: Model, order: LoadModel | ResumeModel, start_s: float) -> Loaded:
         loaded.batch = max(1, order.batch)
         loaded.ctx = min(max(1, order.ctx // order.slots), loaded.facts.context_length)
-        self._batch = Batch(loaded, order.slots)
+        self._batch = Batch(loaded, order.slots, self._disk)
         return Loaded(loaded.ctx, (time.perf_counter() - start_s) * 1000, loaded.device)
 
     def submit(self, order: Task) -> None:
@@ -114,6 +121,8 @@ class TorchEngine:
         if isinstance(order, ScoreText):
             return Scoring(order, loaded, start_s)
         text_alone(order)
+        if order.session:
+            check_key(order.session)
         if order.adapters:
             raise EngineError("unsupported", "cannot use adapters with a model folder: they are for GGUF models")
         prompt = prompt_tokens(order, loaded.vocabulary, self._chat_template, room=loaded.ctx)
@@ -150,7 +159,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Let go of the model; only when idle."""
-        self._model = self._template = self._batch = None
+        self._model = self._template = self._batch = self._disk = None
         self._spellings.clear()
         gc.collect()  # modules and their hooks refer to each other
         trim_heap()

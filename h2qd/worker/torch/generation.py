@@ -1,4 +1,4 @@
-"""One answer: its prompt into a KV cache of its own piece by piece, then token by token, to its end.
+"""One answer: its prompt into the cells of its slot piece by piece, then token by token, to its end.
 
 Called by `batch`, which decides whose turn it is, and computes the tokens of several answers together. One that
 pauses keeps its text and its chooser, and computes the text again.
@@ -13,6 +13,7 @@ import numpy as np
 from h2qd.wire.workers import ChosenToken, Generate, Generated, Prefilling, Text
 from h2qd.worker.detokenizer import Detokenizer
 from h2qd.worker.engine import Said
+from h2qd.worker.torch.cache import Cells
 from h2qd.worker.torch.grammar import BrokenGrammarError
 from h2qd.worker.torch.model import Model, Row
 from h2qd.worker.torch.sampler import BrokenLogitsError, Chooser, NoTokenLeftError, likely
@@ -28,14 +29,13 @@ class Generation(Work):
     def __init__(
         self, order: Generate, prompt: Sequence[int], model: Model, chooser: Chooser, start_s: float
     ) -> None:
-        super().__init__(order.request, order.priority)
+        super().__init__(order.request, order.priority, order.session)
         self._order = order
         self._text = list(prompt)  # what is to be in the cache when the next token is chosen
         self._prompt_tokens = self._prefill = len(self._text)  # so many first ones of it come in pieces
-        self._done = 0  # so many are in the cache
+        self._cached: int | None = None  # so many were there already
         self._model = model
         self._chooser = chooser
-        self._cache: Any = None
         self._detokenizer = Detokenizer(order.stop)
         self._stream = model.vocabulary.stream()
         self._tokens_max = min(order.max_tokens, model.ctx - len(prompt))
@@ -48,22 +48,30 @@ class Generation(Work):
     @property
     def ready(self) -> int:
         """What is left of the pieces."""
-        return max(0, self._prefill - self._done)
+        return max(0, self._prefill - len(self.cells.tokens))
+
+    @property
+    def text(self) -> Sequence[int]:
+        """The prompt, and the answer so far."""
+        return self._text
+
+    def seat(self, cells: Cells) -> None:
+        """See `Work`."""
+        super().seat(cells)
+        if self._cached is None:
+            self._cached = len(cells.tokens)
 
     def step(self, count: int) -> list[Said]:
         """A piece; after the last one the next token is chosen."""
-        if self._cache is None:
-            self._cache = self._model.cache()
         if self._prefill_s == 0:
             self._prefill_s = time.perf_counter()
-        piece = self._text[self._done : self._done + count]
+        done = len(self.cells.tokens)
+        piece = self._text[done : done + count]
         if count == self.ready and self._tokens_max > 0:
-            logits = self._model.logits(piece, self._cache, 1, self.wanted)[0]
-            self._done += count
+            logits = self._model.logits(piece, self.cells, 1, self.wanted)[0]
             self._prefilled_s = self._prefilled_s or time.perf_counter()
             return self._choose(logits)
-        self._model.fill(piece, self._cache, self.wanted)
-        self._done += count
+        self._model.fill(piece, self.cells, self.wanted)
         now_s = time.perf_counter()
         if not self.ready:
             self._prefilled_s = now_s
@@ -71,32 +79,25 @@ class Generation(Work):
         if self._tokens or now_s - self._told_s < _TOLD_S_MIN:  # after a pause it is no longer the prompt
             return []
         self._told_s = now_s
-        return [Prefilling(self.request, self._done, self._prefill)]
+        return [Prefilling(self.request, len(self.cells.tokens), self._prefill)]
 
     @property
     def row(self) -> Row:
         """Its part in a pass that computes the token chosen last."""
-        return Row(self._text[-1], self._done, self._cache, self.wanted)
+        return Row(self._text[-1], self.cells, self.wanted)
 
     def computed(self, logits: Any) -> list[Said]:
         """Its row was computed: choose the next token."""
-        self._done += 1
         return self._choose(logits)
 
     def pause(self) -> None:
         """See `Work`."""
-        self._cache = None
-        self._done = 0
+        super().pause()
         self._prefill = len(self._text)
 
     def cancel(self) -> list[Said]:
         """See `Work`: what was said by then is an answer."""
         return self._finish("cancelled")
-
-    def fail(self, code: str, message: str) -> list[Said]:
-        """See `Work`."""
-        self._cache = None
-        return super().fail(code, message)
 
     def _choose(self, row: Any) -> list[Said]:
         logits = row.numpy().astype(np.float64)
@@ -108,7 +109,7 @@ class Generation(Work):
         except BrokenGrammarError:
             return self.fail("invalid_grammar", "cannot go on: the grammar takes too long, it is too ambiguous")
         except BrokenLogitsError:
-            return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self.no_numbers()
         if self._tokens == 0:
             self._first_token_s = time.perf_counter()
         if token in self._model.vocabulary.ends:
@@ -135,7 +136,6 @@ class Generation(Work):
     def _finish(self, finish: str) -> list[Said]:
         end_s = time.perf_counter()
         self.ended = True
-        self._cache = None
         said = self._tell(self._detokenizer.finish())
         if self._detokenizer.stopped and finish == "stop":
             finish = "stop_string"  # the end of the text completed it
@@ -147,7 +147,7 @@ class Generation(Work):
             finish=finish,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._tokens,
-            cached_tokens=0,
+            cached_tokens=self._cached or 0,
             prefill_ms=((self._prefilled_s or end_s) - (self._prefill_s or end_s)) * 1000,
             first_token_ms=(first_s - self._start_s) * 1000,
             decode_ms=(end_s - first_s) * 1000,

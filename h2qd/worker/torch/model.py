@@ -6,7 +6,8 @@ ticks the beat and asks whether anyone in the pass is still wanted. What fits in
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +24,24 @@ from h2qd.worker.heap import trim_heap
 from h2qd.worker.threads import thread_count
 from h2qd.worker.torch import structure, weights
 from h2qd.worker.torch.attention import join_caches
-from h2qd.worker.torch.cache import open_cache
+from h2qd.worker.torch.cache import Cells
 from h2qd.worker.torch.grammar import Grammars
 from h2qd.worker.torch.libraries import torch
 from h2qd.worker.torch.vocabulary import Vocabulary
 
+PIECE_TOKENS = 128
+"""Of one text, computed in a pass while nobody decodes: larger ones are hardly faster on a CPU, and others wait
+longer."""
+
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
+_QUANTIZED = ("int8", "int4")
 
 _SCALED_BY_LONGEST = frozenset({"dynamic", "longrope"})
 """Ways to scale positions (RoPE) that go by the longest sequence of a pass: others in it would change the text."""
+
+_SCALED_BY_HISTORY = "dynamic"
+"""This one also goes by how long sequences were before, until one begins anew."""
 
 
 class InterruptedPassError(Exception):
@@ -48,11 +57,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """A request's part in a pass of several: a token at its position, after what the request's cache holds."""
+    """A request's part in a pass of several: a token, after what its cells hold."""
 
     token: int
-    position: int
-    cache: Any
+    cells: Cells
     wanted: Wanted
 
 
@@ -60,7 +68,8 @@ class Row:
 class Model:
     """A loaded model. `batch` tokens are computed at once at most, `ctx` are what one request may use.
 
-    `rows_max` requests may have a token each in one pass.
+    `rows_max` requests may have a token each in one pass. `numbers` are what keys and values are made of, and
+    `weights` what weights are quantized to, if they are. `lasting`: a text may go on from what another one computed.
     """
 
     module: Any
@@ -72,61 +81,79 @@ class Model:
     generates: bool
     beat: Beat
     crew: Crew
+    numbers: Any
+    weights: str
     batch: int = 0
     ctx: int = 0
     rows_max: int = sys.maxsize
+    lasting: bool = True
     under_way: Sequence[Wanted] = field(default_factory=tuple)
 
-    def cache(self) -> Any:
-        """An empty KV cache for one request."""
-        return open_cache(self.module.config, self.ctx)
+    @property
+    def piece(self) -> int:
+        """How many tokens of one text are computed in a pass at most."""
+        return min(PIECE_TOKENS, self.batch)
 
-    def logits(self, tokens: list[int], cache: Any, rows: int, wanted: Wanted) -> Any:
-        """Compute `tokens` after what `cache` holds; logits of the last `rows` of them, shape (rows, vocabulary).
+    def cells(self) -> Cells:
+        """Empty ones, for one slot."""
+        return Cells(self.module.config, self.ctx, self.piece, lasting=self.lasting)
 
-        Raises `InterruptedPassError` when `wanted` says so meanwhile: the cache is of no further use then.
+    def logits(self, tokens: list[int], cells: Cells, rows: int, wanted: Wanted) -> Any:
+        """Compute `tokens` after what `cells` hold; logits of the last `rows` of them, shape (rows, vocabulary).
+
+        Raises `InterruptedPassError` when `wanted` says so meanwhile: the cells are as they were then.
         """
-        with self._pass(wanted):
+        with self._pass([cells], [wanted]):
             said = self.module(
-                input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=rows
+                input_ids=self._tensor([tokens]), past_key_values=cells.cache, use_cache=True, logits_to_keep=rows
             )
+            cells.computed(tokens, alone=True)
             return said.logits.reshape(len(tokens[-rows:]), -1).float().cpu()
 
     def next_logits(self, rows: Sequence[Row]) -> Any:
         """Compute a token for each of up to `rows_max` requests; the logits after it, shape (rows, vocabulary).
 
-        Raises `InterruptedPassError` when none is wanted any more: their caches are of no further use then.
+        Raises `InterruptedPassError` when none is wanted any more: their cells are as they were then.
         """
-        with self._pass(*(row.wanted for row in rows)):
+        with self._pass([row.cells for row in rows], [row.wanted for row in rows]):
             said = self.module(
                 input_ids=self._tensor([[row.token] for row in rows]),
-                position_ids=self._tensor([[row.position] for row in rows]),
-                past_key_values=join_caches([row.cache for row in rows]),
+                position_ids=self._tensor([[len(row.cells.tokens)] for row in rows]),
+                past_key_values=join_caches([row.cells.cache for row in rows]),
                 use_cache=True,
             )
+            for row in rows:
+                row.cells.computed([row.token], alone=False)
             return said.logits.reshape(len(rows), -1).float().cpu()
 
-    def fill(self, tokens: list[int], cache: Any, wanted: Wanted) -> None:
-        """Compute `tokens` after what `cache` holds, for what comes after them. Raises as `logits`."""
-        with self._pass(wanted):
-            self.module.base_model(input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True)
+    def fill(self, tokens: list[int], cells: Cells, wanted: Wanted) -> None:
+        """Compute `tokens` after what `cells` hold, for what comes after them. Raises as `logits`."""
+        self.states(tokens, cells, wanted)
 
-    def states(self, tokens: list[int], cache: Any, wanted: Wanted) -> Any:
+    def states(self, tokens: list[int], cells: Cells, wanted: Wanted) -> Any:
         """The last layer's states of `tokens`, shape (tokens, embedding), of a model that generates."""
-        with self._pass(wanted):
+        with self._pass([cells], [wanted]):
             inner = self.module.base_model
-            said = inner(input_ids=self._tensor([tokens]), past_key_values=cache, use_cache=True)
+            said = inner(input_ids=self._tensor([tokens]), past_key_values=cells.cache, use_cache=True)
+            cells.computed(tokens, alone=True)
             return said.last_hidden_state[0].float().cpu()
 
     def encoded(self, rows: list[list[int]], mask: list[list[int]], wanted: Wanted) -> Any:
         """The last layer's states of texts of one length, shape (texts, tokens, embedding), of an encoder."""
-        with self._pass(wanted):
+        with self._pass([], [wanted]):
             said = self.module(input_ids=self._tensor(rows), attention_mask=self._tensor(mask))
             return said.last_hidden_state.float().cpu()
 
-    def _pass(self, *wanted: Wanted) -> Any:
+    @contextmanager
+    def _pass(self, cells: Sequence[Cells], wanted: Sequence[Wanted]) -> Iterator[None]:
         self.under_way = wanted
-        return torch.inference_mode()
+        try:
+            with torch.inference_mode():
+                yield
+        except InterruptedPassError:
+            for one in cells:
+                one.interrupted()
+            raise
 
     def _tensor(self, rows: list[list[int]]) -> Any:
         return torch.tensor(rows, dtype=torch.long, device=self.device)
@@ -179,12 +206,23 @@ def load(order: LoadModel, progress: Progress, beat: Beat) -> Model:
         module.to(device)
     trim_heap()
     model = Model(
-        module, known, sentences, vocabulary, Grammars(vocabulary), device, folder.family.generates, beat, crew
+        module=module,
+        facts=known,
+        sentences=sentences,
+        vocabulary=vocabulary,
+        grammars=Grammars(vocabulary),
+        device=device,
+        generates=folder.family.generates,
+        beat=beat,
+        crew=crew,
+        numbers=dtype,
+        weights=order.quantize if order.quantize in _QUANTIZED else "",
     )
     model.watch_layers()
     scaled = _scaled_by_longest(module.config)
     if scaled and model.generates:
         model.rows_max = 1
+        model.lasting = scaled != _SCALED_BY_HISTORY
         journal.record("torch.decodes_by_turns", rope_type=scaled)
     return model
 
@@ -208,6 +246,6 @@ def _dtype(quantize: str, known: ModelFacts) -> Any:
 def _device(order: LoadModel) -> str:
     if order.gpu_layers <= 0 or not torch.cuda.is_available():
         return "cpu"
-    if order.quantize in ("int8", "int4"):
+    if order.quantize in _QUANTIZED:
         raise EngineError("load_failed", f"cannot use {order.quantize} on a GPU: its kernels here are for CPUs")
     return "cuda"

@@ -5,7 +5,6 @@ measure it). Called by `batch`, a piece at a time.
 """
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,6 @@ class Scoring(Work):
         self._at = 0  # of the first sequence that is left
         self._scored = 0  # up to here it was scored, before a pause
         self._done = 0
-        self._cache: Any = None
         self._count, self._sum, self._squares = 0, 0.0, 0.0
         self._told: list[ChosenToken] = []
 
@@ -66,13 +64,14 @@ class Scoring(Work):
         """See `Work`."""
         self._scored = max(self._scored, self._at)
         self._done -= self._at
-        self._at, self._cache = 0, None
+        self._at = 0
+        super().pause()
 
     def step(self, count: int) -> list[Said]:
         """A piece of a sequence."""
         self._piece(count)
         if not np.isfinite(self._sum):
-            return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self.no_numbers()
         if self._sequences:
             return [Prefilling(self.request, self._done, self._total)]
         self.ended = True
@@ -89,11 +88,11 @@ class Scoring(Work):
         ]
 
     def _piece(self, count: int) -> None:
-        if self._cache is None:
-            self._cache = self._model.cache()
+        if self._at == 0:
+            self.cells.clear()
         tokens, start = self._sequences[0]
         piece = tokens[self._at : self._at + count]
-        rows = self._model.logits(piece, self._cache, len(piece), self.wanted)
+        rows = self._model.logits(piece, self.cells, len(piece), self.wanted)
         for offset, row in enumerate(log_softmax(rows.numpy().astype(np.float64))):
             follows = self._at + offset + 1
             if max(start, self._scored + 1) <= follows < len(tokens):
@@ -102,7 +101,7 @@ class Scoring(Work):
         self._done += len(piece)
         if self._at == len(tokens):
             del self._sequences[0]
-            self._at, self._scored, self._cache = 0, 0, None
+            self._at, self._scored = 0, 0
 
     def _score(self, token: int, logarithm: float) -> None:
         self._count += 1

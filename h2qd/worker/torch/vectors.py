@@ -44,7 +44,6 @@ class Vectors(Work):
         # The longest first, and popped from the end: what is padded together is of like length.
         self._left = sorted(range(len(self._texts)), key=lambda at: -len(self._texts[at]))
         self._at = 0  # of a text that is read in pieces
-        self._cache: Any = None
         self._pooled: Any = None
 
     @property
@@ -54,7 +53,11 @@ class Vectors(Work):
 
     def pause(self) -> None:
         """See `Work`."""
-        self._at, self._cache, self._pooled = 0, None, None
+        super().pause()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._at, self._pooled = 0, None
 
     def step(self, count: int) -> list[Said]:
         """A batch of texts, or a piece of one."""
@@ -64,14 +67,14 @@ class Vectors(Work):
             if pooled is None:
                 return []
             self._left.pop()
-            self.pause()
+            self._begin()
         else:
             taken = self._next()
             pooled = self._encode(taken)
         if self._order.normalize:
             pooled = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=_NORM_MIN)
         if not torch.isfinite(pooled).all():
-            return self.fail("generation_failed", "cannot go on: the model computed no finite numbers")
+            return self.no_numbers()
         for at, vector in zip(taken, pooled.tolist(), strict=True):
             self._vectors[at] = vector
         if self._left:
@@ -115,9 +118,9 @@ class Vectors(Work):
 
     def _read_on(self, tokens: list[int], count: int) -> Any:
         """Read so many more of `tokens`; the pooled states once all that count are read, None before."""
-        if self._cache is None:
-            self._cache = self._model.cache()
-        states = self._model.states(tokens[self._at : self._at + count], self._cache, self.wanted)
+        if self._at == 0:
+            self.cells.clear()
+        states = self._model.states(tokens[self._at : self._at + count], self.cells, self.wanted)
         self._at += count
         pooling = self._model.sentences.pooling
         if pooling == "cls":

@@ -11,6 +11,7 @@ from h2qd.safetensors.folder import GENERATION, TEMPLATE, TOKENIZER, Folder, Wor
 from h2qd.safetensors.sentences import Sentences
 from h2qd.wire.names import shown
 from h2qd.worker.engine import EngineError
+from h2qd.worker.torch.lexicon import Lexicon, open_lexicon
 from h2qd.worker.torch.libraries import DecodeStream, Tokenizer
 
 
@@ -89,6 +90,10 @@ class Vocabulary:
         """All of the tokenizer, as its library writes it."""
         text: str = self._tokenizer.to_str()
         return text
+
+    def lexicon(self, end: int) -> Lexicon | None:
+        """All tokens as bytes, of which `end` ends a text; None where that is for the library to find out."""
+        return open_lexicon(self._tokenizer, self.size, end)
 
     def stream(self) -> Stream:
         """For the tokens of one answer."""

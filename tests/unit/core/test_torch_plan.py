@@ -89,6 +89,15 @@ def test_each_further_slot_has_a_row_of_logits() -> None:
     assert part(torch_plan(MINILM, 256, 8), "output") == 0
 
 
+def test_what_grammars_need_goes_by_the_vocabulary_of_models_that_generate() -> None:
+    def overhead(shape: ModelShape) -> int:
+        return part(torch_plan(replace(shape, vocabulary=256_000), 256), "overhead") - part(
+            torch_plan(replace(shape, vocabulary=0), 256), "overhead"
+        )
+
+    assert overhead(LLAMA) - overhead(MINILM) == pytest.approx(32.2 * MIB, rel=0.2)  # by llguidance 1.9, measured
+
+
 def test_its_cache_is_of_one_kind_so_less_context_is_all_that_can_be_offered() -> None:
     model = Model("m", LLAMA, 4096, Traits(min_ctx=1024))
     assert [(terms.ctx, terms.kv_type) for terms in offers(model, 0, "", 1, exact=False)] == [

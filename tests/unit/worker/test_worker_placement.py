@@ -1,6 +1,6 @@
 """Which slot a request takes, and whose cache it copies."""
 
-from h2qd.worker.llama.placement import Candidate, Place, place
+from h2qd.worker.placement import Candidate, Place, place
 
 EMPTY = Candidate(kept=0, held=0, idle=True, used=0)
 SIZE = 4096

@@ -1,16 +1,21 @@
 """Which slot takes a new request: where the cache serves its prompt best, at the least loss to others.
 
-Pure. Called by `batch`. A slot whose cache the prompt mostly continues is used as it is. A beginning shared with a
-conversation that then goes elsewhere (a system prompt) is copied instead, so that both live; a busy slot serves as a
-source as well as an idle one. What is given up is what was used longest ago.
+Pure. Called by the engines' seating. A slot whose cache the prompt mostly continues is used as it is. A beginning
+shared with a conversation that then goes elsewhere (a system prompt) is copied instead, so that both live; a busy
+slot serves as a source as well as an idle one. What is given up is what was used longest ago.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+REUSED_TOKENS_MIN = 16
+"""Fewer are no sign that texts belong together: all begin with the same token, chats with the same few."""
+
 COPY_GAIN = 256
 """Copying moves a whole share of the context: a cell costs less than this part of computing a prompt token (measured
 as 1/600 on the smallest models, less on larger ones)."""
+
+_COMPARED_AT_ONCE = 1024
 
 
 class Candidate(NamedTuple):
@@ -47,6 +52,16 @@ def place(slots: Sequence[Candidate], size: int, *, copies: bool) -> Place | Non
     if copies and source != target and _pays(slots[source].kept - slots[target].kept, size):
         return Place(target, source)
     return Place(best if slots[best].kept else oldest, None)
+
+
+def common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    length = min(len(ours), len(theirs))
+    for start in range(0, length, _COMPARED_AT_ONCE):
+        end = min(start + _COMPARED_AT_ONCE, length)
+        if ours[start:end] != theirs[start:end]:
+            return next(index for index in range(start, end) if ours[index] != theirs[index])
+    return length
 
 
 def _pays(gained: int, size: int) -> bool:
