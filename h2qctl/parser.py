@@ -5,7 +5,6 @@ same options accepted there. The tree of all verbs (`tree`) is built for complet
 """
 
 import argparse
-import math
 import sys
 from importlib import import_module
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 from h2qctl.client import Client
 from h2qctl.errors import H2qError
 from h2qctl.output import Output
+from h2qctl.times import seconds
 from h2qd import __version__
 from h2qd.wire.codes import EXIT_OK, EXIT_USAGE
 from h2qd.wire.names import shown
@@ -99,7 +99,7 @@ def tree() -> argparse.ArgumentParser:
 
 def overview() -> str:
     """What `h2qctl --help` says."""
-    lines = ["usage: h2qctl [--socket PATH] [--timeout SECONDS] [--json] VERB ...", ""]
+    lines = ["usage: h2qctl [--socket PATH] [--timeout TIME] [--json] VERB ...", ""]
     for title, names in GROUPS:
         lines.append(f"{title}:")
         lines.extend(f"  {name:<12}{load(name).SUMMARY}" for name in names)
@@ -126,19 +126,15 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
     """The options of every verb. They have no defaults here: those given before the verb must stand."""
     parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the daemon's socket")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=seconds, default=argparse.SUPPRESS, help="give up after this long"
+        "--timeout",
+        metavar="TIME",
+        type=seconds,
+        default=argparse.SUPPRESS,
+        help="give up after so long: 90, 90s, 2m",
     )
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="the daemon's reply as JSON, untouched"
     )
-
-
-def seconds(argument: str) -> float:
-    """A time to wait. Raises ArgumentTypeError."""
-    number = float(argument)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"cannot wait {argument} seconds: give a number above 0")
-    return number
 
 
 class _Overview(argparse.Action):

@@ -1,11 +1,11 @@
 """`h2qctl batch`: many prompts over several models, from a file to a file."""
 
 import argparse
-import math
 from importlib import import_module
 
 from h2qctl.client import Client
 from h2qctl.output import Output
+from h2qctl.times import seconds
 
 SUMMARY = "answer a file of prompts, loading each model once"
 EXAMPLES = (
@@ -37,13 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=_some, metavar="N", help="lines at once (what the model answers at once)"
     )
     parser.add_argument(
-        "--timeout-each", type=_seconds, metavar="SECONDS", help="give a line up after this long, waiting included"
+        "--timeout-each", type=seconds, metavar="TIME", help="give a line up after this long, waiting included"
     )
     parser.add_argument(
         "--retries", type=_whole, default=8, metavar="N", help="tries more for a line that may do better later (8)"
     )
     parser.add_argument(
-        "--wait", type=_seconds, default=60.0, metavar="SECONDS", help="how long the daemon may be away (60)"
+        "--wait", type=seconds, default=60.0, metavar="TIME", help="how long the daemon may be away (60)"
     )
     parser.add_argument("--retry-failed", action="store_true", help="run the lines again that failed before")
     parser.add_argument("--dry-run", action="store_true", help="only tell the models, their order and their lines")
@@ -66,10 +66,3 @@ def _some(argument: str) -> int:
     if not int(argument):
         raise argparse.ArgumentTypeError("cannot do 0 lines at once: give 1 or more")
     return _whole(argument)
-
-
-def _seconds(argument: str) -> float:
-    seconds = float(argument)
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"cannot wait {argument} seconds: give a number above 0")
-    return seconds

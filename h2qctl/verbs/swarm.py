@@ -8,10 +8,10 @@ from typing import get_args
 from h2qctl import sampling, text
 from h2qctl.client import Client
 from h2qctl.output import Output
-from h2qctl.parser import seconds
 from h2qctl.progress import Progress
 from h2qctl.stdin import whole
 from h2qctl.tables import table
+from h2qctl.times import seconds
 from h2qd.wire import messages as m
 from h2qd.wire.codes import EXIT_OK
 
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", metavar="MODEL", help="the model that chooses an answer")
     parser.add_argument("--embedder", metavar="MODEL", help="the model by whose vectors the middle answer is found")
     parser.add_argument(
-        "--deadline", metavar="SECONDS", type=seconds, help="what each model has from its turn on, loading included"
+        "--deadline", metavar="TIME", type=seconds, help="what each model has from its turn on, loading included"
     )
     parser.add_argument("--chat", action="store_true", help="ask through each model's own chat template")
     sampling.decoding_arguments(parser)

@@ -15,6 +15,7 @@ from h2qctl import text
 from h2qctl.client import Client
 from h2qctl.output import Output
 from h2qctl.tables import facts, table
+from h2qctl.times import seconds
 from h2qctl.verbs.ps import requests
 from h2qctl.verbs.status import moving
 from h2qd.wire import messages as m
@@ -36,16 +37,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--watch", action="store_true", help="go on, also off a terminal; as JSON, an object a line"
     )
     parser.add_argument(
-        "-n", "--interval", type=seconds, default=_INTERVAL_S, metavar="SECONDS", help="time between readings (1)"
+        "-n", "--interval", type=_interval, default=_INTERVAL_S, metavar="TIME", help="time between readings (1)"
     )
 
 
-def seconds(argument: str) -> float:
+def _interval(argument: str) -> float:
     """The time between readings. Raises ArgumentTypeError."""
-    number = float(argument)
+    number = seconds(argument)
     if not _INTERVAL_S_MIN <= number <= _INTERVAL_S_MAX:
         raise argparse.ArgumentTypeError(
-            f"cannot read every {argument} seconds: give {_INTERVAL_S_MIN:g} to {_INTERVAL_S_MAX:g}"
+            f"cannot read every {argument}: give seconds from {_INTERVAL_S_MIN:g} to {_INTERVAL_S_MAX:g}"
         )
     return number
 
