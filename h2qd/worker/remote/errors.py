@@ -2,8 +2,11 @@
 
 `remote_unreachable`: it cannot be connected to, or broke off. `remote_failed`: it refused, or says what is no answer.
 `queue_full`: it is busy or limits the rate, longer than is worth waiting. `generation_failed`: it says that it failed
-itself. `context_overflow`: the prompt is too long for its model. Called by everything here; raises nothing.
+itself. `context_overflow`: the prompt is too long for its model. `unsupported`: it has no such thing for this model.
+Called by everything here; raises nothing.
 """
+
+from contextlib import suppress
 
 import msgspec
 
@@ -19,6 +22,8 @@ MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _BUSY = frozenset({429, 503})
 _PASSING = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that may be gone at the next try."""
+_UNSUPPORTED = 501
+"""What is asked for cannot be done here: by nobody's fault, and other requests can be."""
 
 
 class RemoteError(EngineError):
@@ -37,7 +42,8 @@ class RemoteError(EngineError):
         after_s: float | None = None,
         param: str = "",
     ) -> None:
-        super().__init__(code, message, away=code == "remote_unreachable" or status >= 500 or status == 408)
+        failing = status == 408 or (status >= 500 and status != _UNSUPPORTED)
+        super().__init__(code, message, away=code == "remote_unreachable" or failing)
         self.status = status
         self.again = again
         self.after_s = after_s
@@ -72,6 +78,8 @@ def refused(status: int, body: bytes, *, after_s: float | None = None) -> Remote
         code = "context_overflow"
     elif status in _BUSY:
         code = "queue_full"
+    elif status == _UNSUPPORTED:
+        code = "unsupported"
     elif status >= 500 or status == 408:
         code = "generation_failed"
     else:
@@ -88,6 +96,7 @@ def refused(status: int, body: bytes, *, after_s: float | None = None) -> Remote
 
 def failed_midway(text: str) -> RemoteError:
     """The server says, within an answer that it began, that it failed."""
+    text = _quoted(text).message or ""
     words = shown(" ".join(text.split()), TEXT_CHARS_MAX) or "it does not say why"
     return RemoteError("generation_failed", f"the server gave its answer up: {words}")
 
@@ -114,11 +123,20 @@ def _details(body: bytes) -> _Details:
         return _Details(message=body.decode("utf-8", "replace") if body[:1] not in (b"{", b"<") else None)
     if isinstance(read.error, _Details):
         return read.error
-    return _Details(message=read.error or read.message or bytes(read.detail).decode("utf-8", "replace"))
+    return _quoted(read.error or read.message or bytes(read.detail).decode("utf-8", "replace"))
+
+
+def _quoted(text: str) -> _Details:
+    """An error's text; Ollama passes on what its runner, llama.cpp's server, answered: an error object as a text."""
+    with suppress(*MALFORMED):
+        read = _body.decode(text)
+        if isinstance(read.error, _Details) and read.error.message:
+            return read.error
+    return _Details(message=text)
 
 
 def _too_long(status: int, details: _Details) -> bool:
-    """OpenAI and vLLM: the code; llama.cpp: the type; Ollama: its words, that have no code."""
+    """OpenAI and vLLM: the code; llama.cpp, also within Ollama: the type; Ollama itself: its words alone."""
     if status not in (400, 413):
         return False
     if details.code == "context_length_exceeded" or details.type == "exceed_context_size_error":
