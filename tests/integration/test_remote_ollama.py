@@ -21,6 +21,7 @@ from h2qd.wire.workers import (
     ScoreText,
     Text,
     TokenizeText,
+    Turn,
 )
 from h2qd.worker.engine import Beat, EngineError
 from h2qd.worker.remote import engine as remote_engine
@@ -461,9 +462,10 @@ def test_vectors(desk: Desk) -> None:
         assert (last.prompt_tokens, last.pooling) == (3, "unknown")
 
 
-def test_vectors_of_a_model_that_makes_none_say_nothing_against_the_server(server: OllamaServer, desk: Desk) -> None:
+@pytest.mark.parametrize("order", [embed(), chat(turns=[Turn("user", "what is it?", images=[b"\x89PNG"])])])
+def test_what_a_model_cannot_do_says_nothing_against_the_server(server: OllamaServer, desk: Desk, order: Any) -> None:
     desk.load("ollama", server.url)
-    failed = desk.fails(embed())
+    failed = desk.fails(order)
     assert (failed.code, failed.away) == ("unsupported", False)
 
 

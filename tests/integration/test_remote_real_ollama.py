@@ -5,6 +5,7 @@
 
 import math
 import queue
+from base64 import b64decode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,8 +25,10 @@ from h2qd.wire.workers import (
     RemoteTarget,
     RunningModel,
     Sampler,
+    Task,
     Text,
     Tool,
+    Turn,
 )
 from h2qd.worker.engine import Beat, EngineError, Said
 from h2qd.worker.remote import engine as remote_engine
@@ -44,6 +47,7 @@ pytestmark = [pytest.mark.model, pytest.mark.skipif(not BINARY, reason=REASON)]
 GREEDY = Sampler(temperature=0.0)
 FRANCE = "The capital of France is"
 LONG = "word " * 600
+PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 MODELS = {f"{name}:latest" for name in ("gemma", "copied", "derived", "bert", "broken", "far")}
 
 
@@ -81,6 +85,12 @@ def idle(server: RealOllama) -> RealOllama:
         server.touch(name, keep_alive=0)
     await_true(lambda: not server.loaded(), "all is unloaded")
     return server
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JSON schema over a large vocabulary takes its time for each token there."""
+    monkeypatch.setattr("tests.peers.desk.PATIENCE_S", 50.0)
 
 
 @pytest.fixture
@@ -179,6 +189,26 @@ def test_a_load_is_on_a_lease_and_an_unload_is_proved(idle: RealOllama, bare: De
     assert bare.engine.save() == HeldElsewhere(0)
     assert idle.loaded() == {}
     assert not psutil.pid_exists(runner.pid), "and it is back when that is told"
+
+
+def test_an_unload_waits_for_who_still_uses_the_model(
+    idle: RealOllama, bare: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "UNLOAD_S_MAX", 0.2)
+    size = bare.load("ollama", idle.url, "gemma").elsewhere_bytes
+    with Desk() as other:
+        other.load("ollama", idle.url, "gemma")
+        other.engine.submit(prompt(max_tokens=100_000))
+        while not any(isinstance(message, Text) for message in other.engine.step()):
+            pass
+        assert bare.engine.save() == HeldElsewhere(size, [RunningModel("gemma:latest", size)])
+        other.engine.cancel(1)
+        await_true(lambda: not idle.loaded(), "it goes with its last request")
+
+
+def test_a_stop_that_may_not_wait_still_has_the_model_unloaded(idle: RealOllama, desk: Desk) -> None:
+    desk.engine.stop()
+    await_true(lambda: not idle.loaded(), "it is let go")
 
 
 def test_a_context_beyond_the_models_is_the_models(idle: RealOllama) -> None:
@@ -355,12 +385,14 @@ def test_a_prompt_that_is_too_long(desk: Desk) -> None:
 
 
 def test_what_a_model_cannot_do_says_nothing_against_the_server(desk: Desk) -> None:
-    for order in (chat(think=True), chat(tools=[Tool("f", "it is", "{}")])):
-        failed = desk.fails(order)
+    for asked in (chat(think=True), chat(tools=[Tool("f", "it is", "{}")])):
+        failed = desk.fails(asked)
         assert (failed.code, failed.away) == ("remote_failed", False)
         assert "does not support" in failed.message
-    vectors = desk.fails(embed())
-    assert (vectors.code, vectors.away) == ("unsupported", False)
+    order: Task
+    for order in (embed(), chat(turns=[Turn("user", "what is it?", images=[PIXEL])])):
+        failed = desk.fails(order)
+        assert (failed.code, failed.away) == ("unsupported", False)
 
 
 def test_vectors_of_unit_length(idle: RealOllama) -> None:
@@ -376,6 +408,18 @@ def test_vectors_of_unit_length(idle: RealOllama) -> None:
         assert isinstance(desk.ask(embed(1, "short", LONG, truncate=True))[1], Embedded)
         assert desk.fails(prompt()).code == "remote_failed"
         assert desk.engine.save() == HeldElsewhere(0)
+
+
+def test_its_openai_api(idle: RealOllama, bare: Desk) -> None:
+    url = f"{idle.url}/v1"
+    assert {one.name for one in ask_server(ListModels(RemoteTarget("openai", url)), Beat(), print).models} == MODELS
+    bare.load("openai", url, "gemma:latest", read_s=60.0)
+    for make in (prompt, chat):
+        last = bare.ask(make(max_tokens=4, sampler=GREEDY))[1]
+        assert isinstance(last, Generated)
+        assert last.completion_tokens == 4
+    assert bare.fails(chat(text="word " * 6000, max_tokens=4)).code == "context_overflow"
+    assert bare.fails(embed()).code == "unsupported"
 
 
 # --- several at a time, and what breaks -----------------------------------------------------------------
@@ -496,6 +540,28 @@ def test_a_model_that_fails_there_leaves_the_others_alone(daemon: DaemonProcess)
         assert caught.value.code == "unsupported"
     assert client.status().servers == []
     assert client.infer(FRANCE, max_tokens=2).text
+
+
+def test_a_server_that_comes_back_is_found_by_the_daemon(tmp_path: Path) -> None:
+    port = free_port()
+    config = tmp_path / "h2qd.yaml"
+    config.write_text(f"remotes:\n  box: {{type: ollama, url: 'http://127.0.0.1:{port}', refresh: 1s}}\n")
+    with started(tmp_path, config) as daemon:
+        client = daemon.client()
+        with real_ollama(tmp_path / "ollama", port) as server:
+            server.create("gemma", assemble())
+            await_true(lambda: "box/gemma:latest" in {row.name for row in client.models().models}, "it is listed")
+            client.switch("box/gemma:latest")
+        for _ in range(3):
+            with pytest.raises(H2qError) as caught:
+                client.infer(FRANCE, max_tokens=2)
+            assert caught.value.code == "remote_unreachable"
+        (row,) = client.status().servers
+        assert row.name == "box"
+        with real_ollama(tmp_path / "ollama", port) as server:
+            await_true(lambda: not client.status().servers, "it is found again", 50)
+            assert client.infer(FRANCE, max_tokens=2).text
+            assert list(server.loaded()) == ["gemma:latest"]
 
 
 def test_a_daemon_that_stops_leaves_nothing_there(idle: RealOllama, daemon: DaemonProcess) -> None:

@@ -177,6 +177,9 @@ class OllamaServer(HttpServer):
         if body.get("tools") and "tools" not in model.capabilities:
             await response.whole(400, {"error": f"registry.ollama.ai/library/{model.name} does not support tools"})
             return
+        if "vision" not in model.capabilities and any(turn.get("images") for turn in body.get("messages", ())):
+            await response.whole(500, {"error": "image input is not supported - hint: provide the mmproj"})
+            return
         loaded = await self._schedule(model, body)
         if empty:
             await response.whole(200, self._line(model, chat, "", done=True, done_reason="load"))

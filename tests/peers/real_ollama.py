@@ -73,6 +73,7 @@ class RealOllama:
 @contextmanager
 def real_ollama(folder: Path, port: int, authority: str = "") -> Iterator[RealOllama]:
     """A server whose models are in `folder`, where an earlier one may have left some; it trusts `authority`."""
+    folder.mkdir(exist_ok=True)
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),

@@ -22,8 +22,6 @@ MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _BUSY = frozenset({429, 503})
 _PASSING = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that may be gone at the next try."""
-_UNSUPPORTED = 501
-"""What is asked for cannot be done here: by nobody's fault, and other requests can be."""
 
 
 class RemoteError(EngineError):
@@ -42,7 +40,7 @@ class RemoteError(EngineError):
         after_s: float | None = None,
         param: str = "",
     ) -> None:
-        failing = status == 408 or (status >= 500 and status != _UNSUPPORTED)
+        failing = (status >= 500 or status == 408) and code != "unsupported"
         super().__init__(code, message, away=code == "remote_unreachable" or failing)
         self.status = status
         self.again = again
@@ -78,7 +76,7 @@ def refused(status: int, body: bytes, *, after_s: float | None = None) -> Remote
         code = "context_overflow"
     elif status in _BUSY:
         code = "queue_full"
-    elif status == _UNSUPPORTED:
+    elif _unsupported(status, details):
         code = "unsupported"
     elif status >= 500 or status == 408:
         code = "generation_failed"
@@ -96,7 +94,8 @@ def refused(status: int, body: bytes, *, after_s: float | None = None) -> Remote
 
 def failed_midway(text: str) -> RemoteError:
     """The server says, within an answer that it began, that it failed."""
-    text = _quoted(text).message or ""
+    within = _within(text)
+    text = text if within is None else within.message or ""
     words = shown(" ".join(text.split()), TEXT_CHARS_MAX) or "it does not say why"
     return RemoteError("generation_failed", f"the server gave its answer up: {words}")
 
@@ -122,17 +121,18 @@ def _details(body: bytes) -> _Details:
     except MALFORMED:
         return _Details(message=body.decode("utf-8", "replace") if body[:1] not in (b"{", b"<") else None)
     if isinstance(read.error, _Details):
-        return read.error
-    return _quoted(read.error or read.message or bytes(read.detail).decode("utf-8", "replace"))
+        return _within(read.error.message or "") or read.error
+    text = read.error or read.message or bytes(read.detail).decode("utf-8", "replace")
+    return _within(text) or _Details(message=text)
 
 
-def _quoted(text: str) -> _Details:
-    """An error's text; Ollama passes on what its runner, llama.cpp's server, answered: an error object as a text."""
+def _within(text: str) -> _Details | None:
+    """The error object that a text is: Ollama passes on so what its runner, llama.cpp's server, answered."""
     with suppress(*MALFORMED):
         read = _body.decode(text)
         if isinstance(read.error, _Details) and read.error.message:
             return read.error
-    return _Details(message=text)
+    return None
 
 
 def _too_long(status: int, details: _Details) -> bool:
@@ -143,6 +143,11 @@ def _too_long(status: int, details: _Details) -> bool:
         return True
     words = (details.message or "").lower()
     return "context length" in words and ("exceed" in words or "longer than" in words)
+
+
+def _unsupported(status: int, details: _Details) -> bool:
+    """What a model cannot do, and others can. For images llama.cpp, and so Ollama, has only words of its own."""
+    return status == 501 or (status == 500 and "image input is not supported" in (details.message or "").lower())
 
 
 def _param(details: _Details) -> str:

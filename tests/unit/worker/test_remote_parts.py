@@ -186,6 +186,8 @@ def test_what_does_not_say_that_it_may_pass_is_not_tried_again(error: Exception)
         (401, b"", "remote_failed"),
         (429, b"", "queue_full"),
         (501, b'{"error":"This server does not support embeddings."}', "unsupported"),
+        (500, b'{"error":"image input is not supported - hint: you may need the mmproj"}', "unsupported"),
+        (500, b'{"error":{"message":"image input is not supported","type":"server_error"}}', "unsupported"),
         (503, b"", "queue_full"),
         (502, b"<html>", "generation_failed"),
     ],
@@ -196,9 +198,9 @@ def test_refusals(status: int, body: bytes, code: str) -> None:
 
 def test_an_error_object_within_an_error_speaks_for_itself() -> None:
     runner = '{"error":{"code":400,"message":"cannot resolve $ref","type":"invalid_request_error"}}'
-    assert (
-        refused(400, msgspec.json.encode({"error": runner})).message == "the server answered 400: cannot resolve $ref"
-    )
+    for error in (runner, {"message": runner, "type": "invalid_request_error"}):
+        told = refused(400, msgspec.json.encode({"error": error})).message
+        assert told == "the server answered 400: cannot resolve $ref"
     assert failed_midway(runner).message == "the server gave its answer up: cannot resolve $ref"
     assert failed_midway("{it broke").message == "the server gave its answer up: {it broke"
 
