@@ -3,6 +3,7 @@
 `H2Q_OLLAMA` names the binary, see tests/peers/OLLAMA.md for how to build one.
 """
 
+import json
 import math
 import queue
 from base64 import b64decode
@@ -48,7 +49,17 @@ GREEDY = Sampler(temperature=0.0)
 FRANCE = "The capital of France is"
 LONG = "word " * 600
 PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
-MODELS = {f"{name}:latest" for name in ("gemma", "copied", "derived", "bert", "broken", "far")}
+MODELS = {f"{name}:latest" for name in ("gemma", "copied", "derived", "bert", "broken", "far", "calls", "thinks")}
+CALLS = (
+    "{{ .Tools }}{{ range .Messages }}{{ .Content }}{{ range .ToolCalls }}"
+    '{"name": "{{ .Function.Name }}", "parameters": {{ .Function.Arguments }}}{{ end }}{{ end }}'
+)
+THINKS = (
+    "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}<think>"
+)
+A_CALL = """{"type": "object", "required": ["name", "parameters"], "properties": {
+    "name": {"enum": ["rain"]},
+    "parameters": {"type": "object", "required": ["in"], "properties": {"in": {"enum": ["Rome"]}}}}}"""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,8 @@ def server(folder: Path, certificates: Certificates) -> Iterator[RealOllama]:
         at.create("gemma", assemble())
         at.ask("/api/create", {"model": "derived", "from": "gemma", "system": "be brief"})
         at.ask("/api/copy", {"source": "gemma", "destination": "copied"})
+        at.ask("/api/create", {"model": "calls", "from": "gemma", "template": CALLS})
+        at.ask("/api/create", {"model": "thinks", "from": "gemma", "template": THINKS})
         at.ask("/api/create", {"model": "far", "from": "gemma", "remote_host": at.url})
         at.create("bert", architectures.write_model(architectures.BERT, folder / "bert.gguf"))
         blobs = set((folder / "models/blobs").iterdir())
@@ -393,6 +406,38 @@ def test_what_a_model_cannot_do_says_nothing_against_the_server(desk: Desk) -> N
     for order in (embed(), chat(turns=[Turn("user", "what is it?", images=[PIXEL])])):
         failed = desk.fails(order)
         assert (failed.code, failed.away) == ("unsupported", False)
+
+
+def test_a_tool_is_called_and_its_outcome_is_told(idle: RealOllama, bare: Desk) -> None:
+    """A model that a schema lets say nothing else."""
+    bare.load("ollama", idle.url, "calls", read_s=60.0)
+    tools = [Tool("rain", "whether it rains", '{"type": "object", "properties": {"in": {"type": "string"}}}')]
+    said = Sampler(temperature=0.0, json_schema=A_CALL)
+    last = bare.ask(chat(max_tokens=60, sampler=said, tools=tools))[1]
+    assert isinstance(last, Generated)
+    assert last.finish == "tool_calls"
+    (call,) = last.tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("rain", {"in": "Rome"})
+    text, last = bare.ask(chat(max_tokens=60, sampler=said, tools=tools, tool_choice="none"))
+    assert json.loads(text) == {"name": "rain", "parameters": {"in": "Rome"}}
+    turns = [
+        Turn("user", "Is it raining in Rome?"),
+        Turn("assistant", "", tool_calls=[call]),
+        Turn("tool", "no", tool_call_id=call.id, name="rain"),
+    ]
+    last = bare.ask(chat(turns=turns, tools=tools, max_tokens=4, sampler=GREEDY))[1]
+    assert isinstance(last, Generated)
+    assert last.finish in ("length", "stop")
+
+
+def test_thoughts_come_apart_unless_they_are_not_wanted(idle: RealOllama, bare: Desk) -> None:
+    """A model whose prompt begins a thought, which it does not end."""
+    bare.load("ollama", idle.url, "thinks", read_s=60.0)
+    for think in (None, True, "low", False):
+        said = bare.run(chat(max_tokens=6, sampler=GREEDY, think=think))[1]
+        texts = [message for message in said if isinstance(message, Text)]
+        assert bool("".join(one.thinking for one in texts)) == (think is not False)
+        assert bool("".join(one.text for one in texts)) == (think is False)
 
 
 def test_vectors_of_unit_length(idle: RealOllama) -> None:
