@@ -103,4 +103,4 @@ def test_a_cancel_frees_the_servers_slot(desk: Desk) -> None:
 
 
 def test_vectors_where_the_server_makes_none(desk: Desk) -> None:
-    assert desk.fails(embed()).code in ("remote_failed", "generation_failed")
+    assert desk.fails(embed()).code == "unsupported"

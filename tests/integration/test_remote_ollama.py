@@ -21,6 +21,7 @@ from h2qd.wire.workers import (
     ScoreText,
     Text,
     TokenizeText,
+    Turn,
 )
 from h2qd.worker.engine import Beat, EngineError
 from h2qd.worker.remote import engine as remote_engine
@@ -136,11 +137,34 @@ def test_a_stop_that_may_not_wait_still_has_the_model_unloaded(server: OllamaSer
     assert server.asked("/api/generate")[-1].json["keep_alive"] == 0
 
 
-@pytest.mark.parametrize(("model", "words"), [("absent", "model 'absent' not found"), ("x/y:1", "not found")])
+@pytest.mark.parametrize(("model", "words"), [("absent", "model 'absent:latest' not found"), ("x/y:1", "not found")])
 def test_a_model_that_is_not_there_is_a_failed_load(server: OllamaServer, desk: Desk, model: str, words: str) -> None:
     with pytest.raises(EngineError, match=words) as caught:
         desk.load("ollama", server.url, model)
     assert caught.value.code == "remote_failed"
+
+
+@pytest.mark.parametrize("path", ["/api/show", "/api/generate"])
+def test_a_load_that_the_server_fails_at_says_nothing_of_its_other_models(
+    server: OllamaServer, desk: Desk, path: str
+) -> None:
+    async def broken(_: Request, response: Response) -> None:
+        await response.whole(500, {"error": "unable to load model"})
+
+    server.fail(path, broken)
+    with pytest.raises(EngineError, match="unable to load model") as caught:
+        desk.load("ollama", server.url)
+    assert (caught.value.code, caught.value.away) == ("generation_failed", False)
+
+
+def test_a_model_that_runs_elsewhere_holds_nothing_here_and_is_not_spoken_of(desk: Desk) -> None:
+    with OllamaServer(Model("small:latest", remote_host="https://far.example")) as server:
+        loaded = desk.load("ollama", server.url)
+        assert (loaded.ctx, loaded.device, loaded.elsewhere_bytes) == (256, "remote", 0)
+        assert server.asked("/api/generate") == []
+        assert desk.engine.unsaved == 0
+        assert desk.ask(chat())[0] == "tok0 tok1 tok2 tok3 "
+        assert "keep_alive" not in server.asked("/api/chat")[-1].json
 
 
 def test_embedding_models_are_loaded_without_generating(desk: Desk) -> None:
@@ -259,6 +283,46 @@ def test_the_watch_tells_when_a_model_goes_and_comes_again(
     assert heard.next() == HeldElsewhere(300 * MIB, [RunningModel("small:latest", 300 * MIB)])
     assert server.loads == 2
     assert server.loaded["small:latest"].keep_s == ollama.LEASE_S
+
+
+def test_names_that_share_weights_share_what_is_loaded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "WATCH_S", 0.02)
+    models = [Model(f"{name}:latest", weights="sha256-ab") for name in ("small", "first")]
+    with OllamaServer(*models, Model("other:latest")) as server, Desk() as stranger, Desk() as twin:
+        stranger.load("ollama", server.url, "other")
+        twin.load("ollama", server.url, "first")
+        loaded = desk.load("ollama", server.url, "small")
+        assert server.loads == 2
+        assert (loaded.ctx, loaded.elsewhere_bytes) == (256, 0), "its memory is counted once, where it stands"
+        heard = HeardAsides(desk)
+        assert more(server, "/api/ps", 5)
+        shown = [request.json["model"] for request in server.asked("/api/show")]
+        assert shown == ["other", "first", "small", "other:latest", "first:latest"], "each is asked about once"
+        others = RunningModel("other:latest", 300 * MIB)
+        server.expire("first:latest")
+        assert heard.next() == HeldElsewhere(0, [others])
+        assert twin.ask(prompt())[0]
+        assert heard.next() == HeldElsewhere(0, [others, RunningModel("first:latest", 300 * MIB)])
+        assert desk.engine.save() == HeldElsewhere(0, [others]), "it went with the name that it stood under"
+
+
+def test_a_model_that_runs_and_is_on_no_disk_is_nobody_s(server: OllamaServer, desk: Desk) -> None:
+    with Desk() as other:
+        other.load("ollama", server.url, "other")
+        del server.models["other:latest"]
+        assert desk.load("ollama", server.url).elsewhere_bytes == 300 * MIB
+        assert desk.engine.save() == HeldElsewhere(0, [RunningModel("other:latest", 100 * MIB)])
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_others_had_loaded_with_another_context_is_left_to_them(server: OllamaServer, desk: Desk) -> None:
+    desk.load("ollama", server.url)
+    with Desk() as other:
+        other.load("ollama", server.url, ctx=512)
+        assert more(server, "/api/ps", 5)
+        assert server.loads == 2, "no renewal loaded it anew"
+        assert desk.ask(prompt())[0]
+        assert server.loads == 3
 
 
 class HeardAsides:
@@ -385,14 +449,24 @@ def test_a_prompt_that_is_too_long_is_refused_as_locally(server: OllamaServer, d
     assert desk.fails(prompt(text="word " * 300)).code == "context_overflow"
     assert desk.fails(embed(1, "word " * 300)).code == "context_overflow"
     assert desk.ask(prompt(text="word " * 300, overflow="truncate"))[0] == "tok0 tok1 tok2 tok3 "
+    assert desk.fails(chat(text="word " * 300)).code == "context_overflow"
+    assert desk.fails(chat(text="word " * 300, overflow="truncate")).code == "context_overflow"
 
 
-def test_vectors(server: OllamaServer, desk: Desk) -> None:
+def test_vectors(desk: Desk) -> None:
+    with OllamaServer(Model("small:latest", capabilities=["embedding"])) as server:
+        desk.load("ollama", server.url)
+        _, last = desk.ask(embed(1, "one two", "three"))
+        assert isinstance(last, Embedded)
+        assert last.vectors == [[0.6, 0.8, 0.0, 0.0]] * 2
+        assert (last.prompt_tokens, last.pooling) == (3, "unknown")
+
+
+@pytest.mark.parametrize("order", [embed(), chat(turns=[Turn("user", "what is it?", images=[b"\x89PNG"])])])
+def test_what_a_model_cannot_do_says_nothing_against_the_server(server: OllamaServer, desk: Desk, order: Any) -> None:
     desk.load("ollama", server.url)
-    _, last = desk.ask(embed(1, "one two", "three"))
-    assert isinstance(last, Embedded)
-    assert last.vectors == [[0.6, 0.8, 0.0, 0.0]] * 2
-    assert (last.prompt_tokens, last.pooling) == (3, "unknown")
+    failed = desk.fails(order)
+    assert (failed.code, failed.away) == ("unsupported", False)
 
 
 # --- several at a time ----------------------------------------------------------------------------------

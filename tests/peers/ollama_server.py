@@ -1,6 +1,7 @@
 """Ollama's API as a peer: what OLLAMA.md lists, checked against its source. Its text and memory are pretended."""
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ MIB = 1024 * 1024
 
 @dataclass
 class Model:
-    """A model on the server's disk."""
+    """A model on the server's disk. The same `weights` are loaded once; with a `remote_host` they are there."""
 
     name: str
     size: int = 300 * MIB
@@ -22,6 +23,13 @@ class Model:
     capabilities: list[str] = field(default_factory=lambda: ["completion"])
     context_length: int = 2048
     load_s: float = 0.0
+    weights: str = ""
+    remote_host: str = ""
+
+    @property
+    def file(self) -> str:
+        """Its weights, as a Modelfile names them."""
+        return f"/models/blobs/{self.weights or self.name}" if not self.remote_host else ""
 
 
 @dataclass
@@ -100,7 +108,7 @@ class OllamaServer(HttpServer):
                 "model": model.name,
                 "modified_at": "2026-01-01T00:00:00Z",
                 "size": model.size,
-                "digest": "ab" * 32,
+                "digest": _digest(model),
                 "details": {
                     "parent_model": "",
                     "format": "gguf",
@@ -122,7 +130,7 @@ class OllamaServer(HttpServer):
                 "name": name,
                 "model": name,
                 "size": one.model.size,
-                "digest": "ab" * 32,
+                "digest": _digest(one.model),
                 "details": {"family": "gemma3"},
                 "expires_at": "2318-01-01T00:00:00Z" if one.keep_s < 0 else "2026-01-01T00:05:00Z",
                 "size_vram": one.model.size_vram,
@@ -135,10 +143,16 @@ class OllamaServer(HttpServer):
     async def _show(self, request: Request, response: Response) -> None:
         model = self._find(request)
         if model is None:
-            await response.whole(404, {"error": f"model '{request.json['model']}' not found"})
+            await response.whole(404, {"error": f"model '{_tagged(request.json['model'])}' not found"})
             return
         info = {"general.architecture": "gemma3", "gemma3.context_length": model.context_length}
-        await response.whole(200, {"details": {}, "model_info": info, "capabilities": model.capabilities})
+        shown = {
+            "modelfile": f"# FROM {model.name}\n\nFROM {model.file}\nTEMPLATE {{{{ .Prompt }}}}\n",
+            "details": {},
+            "model_info": info,
+            "capabilities": model.capabilities,
+        }
+        await response.whole(200, shown | ({"remote_host": model.remote_host} if model.remote_host else {}))
 
     # --- what it does ---------------------------------------------------------------------------------
 
@@ -161,15 +175,21 @@ class OllamaServer(HttpServer):
             await response.whole(400, {"error": f'"{model.name}" does not support thinking'})
             return
         if body.get("tools") and "tools" not in model.capabilities:
-            await response.whole(400, {"error": f"{model.name} does not support tools"})
+            await response.whole(400, {"error": f"registry.ollama.ai/library/{model.name} does not support tools"})
+            return
+        if "vision" not in model.capabilities and any(turn.get("images") for turn in body.get("messages", ())):
+            await response.whole(500, {"error": "image input is not supported - hint: provide the mmproj"})
             return
         loaded = await self._schedule(model, body)
         if empty:
             await response.whole(200, self._line(model, chat, "", done=True, done_reason="load"))
             return
         prompt = body["prompt"] if not chat else " ".join(turn["content"] for turn in body["messages"])
-        if body.get("truncate") is False and len(prompt.split()) > loaded.num_ctx:
-            await response.whole(400, {"error": "the input length exceeds the context length"})
+        whole = (
+            prompt if not chat else body["messages"][-1]["content"]
+        )  # what is not cut: older messages are left out
+        if len((prompt if body.get("truncate") is False else whole if chat else "").split()) > loaded.num_ctx:
+            await response.whole(400, {"error": _too_long(loaded.num_ctx)})
             return
         loaded.users += 1
         try:
@@ -240,6 +260,11 @@ class OllamaServer(HttpServer):
         if body.get("truncate") is False and any(len(text.split()) > loaded.num_ctx for text in texts):
             await response.whole(400, {"error": "the input length exceeds the context length"})
             return
+        if texts and "embedding" not in model.capabilities:
+            await response.whole(
+                501, {"error": "This server does not support embeddings. Start it with `--embeddings`"}
+            )
+            return
         vectors = [[0.6, 0.8, 0.0, float(n == -1)] for n in range(len(texts))]
         count = sum(len(text.split()) for text in texts)
         await response.whole(200, {"model": model.name, "embeddings": vectors, "prompt_eval_count": count})
@@ -255,8 +280,8 @@ class OllamaServer(HttpServer):
                 lines.append({"status": f"pulling {digest}", "digest": digest, "total": total})
                 lines += [
                     {"status": f"pulling {digest}", "digest": digest, "total": total, "completed": done}
-                    for done in (total // 2, total)
-                ]
+                    for done in (0, total // 2)
+                ]  # nor does it tell of the end
             lines += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
             name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
             self.models[name.lower()] = Model(name)
@@ -268,15 +293,16 @@ class OllamaServer(HttpServer):
     # --- its memory -----------------------------------------------------------------------------------
 
     def _find(self, request: Request) -> Model | None:
-        name = request.json["model"].lower()
-        return self.models.get(name if ":" in name else f"{name}:latest")
+        return self.models.get(_tagged(request.json["model"]).lower())
 
     async def _schedule(self, model: Model, body: dict[str, Any]) -> Loaded:
-        """Loaded with these options; other options load it anew."""
+        """Its weights, loaded with these options, by whatever name; other options load them anew."""
         num_ctx = min(body.get("options", {}).get("num_ctx", 4096), model.context_length)
-        loaded = self.loaded.get(model.name)
+        loaded = self._sharing(model)
         if loaded is None or loaded.num_ctx != num_ctx:
             await asyncio.sleep(model.load_s)
+            if loaded is not None:
+                self._drop(loaded)
             self.loads += 1
             loaded = self.loaded[model.name] = Loaded(model, num_ctx)
         loaded.keep_s = body.get("keep_alive", 300)
@@ -293,9 +319,34 @@ class OllamaServer(HttpServer):
 
     def _expire_when_idle(self, model: Model) -> None:
         """One in use goes when it is not any more."""
-        if (loaded := self.loaded.get(model.name)) is not None:
+        if (loaded := self._sharing(model)) is not None:
             loaded.keep_s = 0
             self._rest(loaded)
 
+    def _sharing(self, model: Model) -> Loaded | None:
+        return next((one for one in self.loaded.values() if one.model.file == model.file), None)
+
     def _drop(self, loaded: Loaded) -> None:
         self.loaded = {name: one for name, one in self.loaded.items() if one is not loaded}
+
+
+def _tagged(name: str) -> str:
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _digest(model: Model) -> str:
+    return hashlib.sha256(model.name.encode()).hexdigest()
+
+
+def _too_long(num_ctx: int) -> str:
+    """What the runner answered, as it stands."""
+    return msgspec.json.encode(
+        {
+            "error": {
+                "code": 400,
+                "message": f"request (9000 tokens) exceeds the available context size ({num_ctx} tokens)",
+                "type": "exceed_context_size_error",
+                "n_ctx": num_ctx,
+            }
+        }
+    ).decode()

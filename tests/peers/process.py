@@ -1,10 +1,10 @@
-"""Real servers of OpenAI's API as processes on loopback: started until they list their model, and seen to end."""
+"""Real servers of OpenAI's API as processes on loopback: started until they list their models, and seen to end."""
 
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,9 +19,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: Sequence[str], port: int, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A server that `command` starts and that answers at `port`; what it says goes to `log`."""
-    with log.open("ab") as sink, subprocess.Popen(command, stdout=sink, stderr=sink) as server:
+def serving(
+    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A server that `command` starts and that answers at `port`; what it says goes to `log`. It leads its group."""
+    with (
+        log.open("ab") as sink,
+        subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, process_group=0) as server,
+    ):
         try:
             _wait_answers(server, f"http://127.0.0.1:{port}/v1/models", log)
             yield server

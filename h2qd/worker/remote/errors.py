@@ -2,8 +2,11 @@
 
 `remote_unreachable`: it cannot be connected to, or broke off. `remote_failed`: it refused, or says what is no answer.
 `queue_full`: it is busy or limits the rate, longer than is worth waiting. `generation_failed`: it says that it failed
-itself. `context_overflow`: the prompt is too long for its model. Called by everything here; raises nothing.
+itself. `context_overflow`: the prompt is too long for its model. `unsupported`: it has no such thing for this model.
+Called by everything here; raises nothing.
 """
+
+from contextlib import suppress
 
 import msgspec
 
@@ -37,7 +40,8 @@ class RemoteError(EngineError):
         after_s: float | None = None,
         param: str = "",
     ) -> None:
-        super().__init__(code, message, away=code == "remote_unreachable" or status >= 500 or status == 408)
+        failing = (status >= 500 or status == 408) and code != "unsupported"
+        super().__init__(code, message, away=code == "remote_unreachable" or failing)
         self.status = status
         self.again = again
         self.after_s = after_s
@@ -72,6 +76,8 @@ def refused(status: int, body: bytes, *, after_s: float | None = None) -> Remote
         code = "context_overflow"
     elif status in _BUSY:
         code = "queue_full"
+    elif _unsupported(status, details):
+        code = "unsupported"
     elif status >= 500 or status == 408:
         code = "generation_failed"
     else:
@@ -88,6 +94,8 @@ def refused(status: int, body: bytes, *, after_s: float | None = None) -> Remote
 
 def failed_midway(text: str) -> RemoteError:
     """The server says, within an answer that it began, that it failed."""
+    within = _within(text)
+    text = text if within is None else within.message or ""
     words = shown(" ".join(text.split()), TEXT_CHARS_MAX) or "it does not say why"
     return RemoteError("generation_failed", f"the server gave its answer up: {words}")
 
@@ -113,18 +121,33 @@ def _details(body: bytes) -> _Details:
     except MALFORMED:
         return _Details(message=body.decode("utf-8", "replace") if body[:1] not in (b"{", b"<") else None)
     if isinstance(read.error, _Details):
-        return read.error
-    return _Details(message=read.error or read.message or bytes(read.detail).decode("utf-8", "replace"))
+        return _within(read.error.message or "") or read.error
+    text = read.error or read.message or bytes(read.detail).decode("utf-8", "replace")
+    return _within(text) or _Details(message=text)
+
+
+def _within(text: str) -> _Details | None:
+    """The error object that a text is: Ollama passes on so what its runner, llama.cpp's server, answered."""
+    with suppress(*MALFORMED):
+        read = _body.decode(text)
+        if isinstance(read.error, _Details) and read.error.message:
+            return read.error
+    return None
 
 
 def _too_long(status: int, details: _Details) -> bool:
-    """OpenAI and vLLM: the code; llama.cpp: the type; Ollama: its words, that have no code."""
+    """OpenAI and vLLM: the code; llama.cpp, also within Ollama: the type; Ollama itself: its words alone."""
     if status not in (400, 413):
         return False
     if details.code == "context_length_exceeded" or details.type == "exceed_context_size_error":
         return True
     words = (details.message or "").lower()
     return "context length" in words and ("exceed" in words or "longer than" in words)
+
+
+def _unsupported(status: int, details: _Details) -> bool:
+    """What a model cannot do, and others can. For images llama.cpp, and so Ollama, has only words of its own."""
+    return status == 501 or (status == 500 and "image input is not supported" in (details.message or "").lower())
 
 
 def _param(details: _Details) -> str:

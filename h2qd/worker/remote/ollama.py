@@ -3,8 +3,10 @@
 A model whose memory is this device's is loaded on a lease (`keep_alive`), which every request renews, and an idle
 worker too, so that a worker that is killed leaves nothing there for good. It is unloaded with `keep_alive: 0`, proved
 by /api/ps. On another machine the server's own rule holds. Every request repeats the load's `num_ctx`: with another
-Ollama would load the model anew. For the same reason `shift` is never sent. Models that can think do, unless they are
-asked not to. Which tool is called cannot be chosen there, only that none is. Vectors are always of unit length there.
+Ollama would load the model anew. For the same reason `shift` is never sent. Names that share `weights` share what is
+loaded; its memory counts where it stands in /api/ps, under the name that had it loaded. Models that can think do,
+unless they are asked not to. Which tool is called cannot be chosen there, only that none is. Vectors are always of
+unit length there.
 """
 
 import asyncio
@@ -45,6 +47,7 @@ from h2qd.worker.remote.ndjson import Lines
 from h2qd.worker.remote.pieces import ended, pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
 from h2qd.worker.remote.server import Server, decoded
+from h2qd.worker.remote.weights import Shown, Weights
 
 LOAD_S_MAX = 600.0
 """A large model from a slow disk; Ollama itself gives up after 5 minutes without progress."""
@@ -61,6 +64,7 @@ _PULL_S = 600.0
 """Silence of a pull while the server checks what it fetched."""
 _ABANDON_S = 0.2
 _NAME_CHARS_MAX = 256
+_FAILED = 500
 _NS_PER_MS = 1e6
 _PARAMETERS = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([KMBT]?)")
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -92,12 +96,9 @@ class _Models(msgspec.Struct):
     models: list[_Model]
 
 
-class _Shown(msgspec.Struct):
-    capabilities: list[str] | None = None
-
-
 class _Running(msgspec.Struct):
     name: str
+    digest: str = ""
     size: _Count = 0
     size_vram: _Count = 0
     context_length: _Count = 0
@@ -170,6 +171,10 @@ class Ollama:
         self.server = server
         self._model = ""
         self._ctx = 0
+        self._given_ctx = 0
+        self._file = ""
+        self._runs_elsewhere = False
+        self._weights = Weights(server)
         self._holds = False
         self._embeds_only = False
         self._renewed_s = 0.0
@@ -180,16 +185,21 @@ class Ollama:
         start_s = time.monotonic()
         self._model, self._ctx = order.path, order.ctx
         await self.server.look("/api/version", _Version)
-        can = (await self.server.ask("/api/show", {"model": order.path}, _Shown)).capabilities or []
-        self._holds = self._shares_memory()
-        self._embeds_only = "embedding" in can and "completion" not in can
-        await self._touch(LOAD_S_MAX)
-        ours = self._ours(await self._running())
-        if ours is None:
+        try:
+            await self._have_loaded()
+        except RemoteError as error:
+            error.away = error.away and error.status != _FAILED  # the server is there: it is this model's fault
+            raise
+        if self._runs_elsewhere:
+            return Loaded(order.ctx, (time.monotonic() - start_s) * 1000, device="remote")
+        running = await self._running()
+        there = await self._there(running)
+        if there is None:
             raise RemoteError("remote_failed", "the server loaded the model, but does not show it as loaded")
-        ctx = ours.context_length or order.ctx
+        self._given_ctx = there.context_length
         took_ms = (time.monotonic() - start_s) * 1000
-        return Loaded(ctx, took_ms, _device(ours), self._in_memory(ours) if self._holds else 0)
+        size = self._ours_bytes(running) if self._holds else 0
+        return Loaded(there.context_length or order.ctx, took_ms, _device(there), size)
 
     async def list_models(self) -> Listed:
         """All models that the server has on disk."""
@@ -200,7 +210,10 @@ class Ollama:
         return Listed(models[:REMOTE_MODELS_MAX], shown(version, 64), running)
 
     async def pull(self, model: str, progress: Callable[[float], None]) -> Listed:
-        """Have the server fetch `model`; the fraction is of the layers that it spoke of by then."""
+        """Have the server fetch `model`; the fraction is of the layers that it spoke of by then.
+
+        Of the last of a layer, and of small ones, it says nothing.
+        """
         layers: dict[str, tuple[int, int]] = {}
         done = False
         async with self.server.stream("/api/pull", {"model": model, "stream": True}) as answer:
@@ -216,6 +229,7 @@ class Ollama:
                         progress(sum(have for have, _ in layers.values()) / sum(size for _, size in layers.values()))
         if not done:
             raise broken_off("the server's pull ended in the middle")
+        progress(1.0)
         return await self.list_models()
 
     def check(self, order: Task) -> None:
@@ -258,12 +272,15 @@ class Ollama:
         return self._holds
 
     async def held(self) -> HeldElsewhere:
-        """What /api/ps shows; what is there, and was long not asked for anything, is kept for longer."""
+        """What /api/ps shows; what is there, and was long not asked for anything, is kept for longer.
+
+        What others had loaded with another context is theirs to keep: to speak of it would load it anew.
+        """
         running = await self._running()
-        ours = self._ours(running)
-        if ours is not None:
+        there = await self._there(running)
+        if there is not None and there.context_length == self._given_ctx:
             await self._renew()
-        return self._holding(ours, running)
+        return self._holding(running)
 
     async def let_go(self) -> HeldElsewhere:
         """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
@@ -272,11 +289,10 @@ class Ollama:
             await self.server.ask("/api/generate", self._farewell(), _Part)
             while True:
                 running = await self._running()
-                ours = self._ours(running)
-                self._holds = ours is not None
-                if ours is None or time.monotonic() > give_up_s:
+                self._holds = await self._there(running) is not None
+                if not self._holds or time.monotonic() > give_up_s:
                     self._renewed_s = math.inf  # nor is it kept for longer
-                    return self._holding(ours, running)
+                    return self._holding(running)
                 await asyncio.sleep(_LOOK_S)
 
     def abandon(self) -> None:
@@ -285,6 +301,17 @@ class Ollama:
             self.server.transport.send_blind("/api/generate", msgspec.json.encode(self._farewell()), _ABANDON_S)
 
     # --- what is asked --------------------------------------------------------------------------------
+
+    async def _have_loaded(self) -> None:
+        model = await self.server.ask("/api/show", {"model": self._model}, Shown)
+        can = model.capabilities or []
+        self._file = model.weights
+        self._runs_elsewhere = bool(model.remote_host)
+        if self._runs_elsewhere:
+            return  # to speak of it costs there, and tells nothing
+        self._holds = self._shares_memory()
+        self._embeds_only = "embedding" in can and "completion" not in can
+        await self._touch(LOAD_S_MAX)
 
     async def _renew(self) -> None:
         """Have the server keep a model, which it has, if it is time to say so."""
@@ -354,11 +381,25 @@ class Ollama:
     async def _running(self) -> list[_Running]:
         return (await self.server.look("/api/ps", _AllRunning)).models or []
 
+    async def _there(self, running: list[_Running]) -> _Running | None:
+        """What our requests are answered with: our model, or another name's that has the same weights."""
+        if (ours := self._ours(running)) is not None:
+            return ours
+        for one in running:
+            if self._file and await self._weights.behind(one.name, one.digest) == self._file:
+                return one
+        return None
+
     def _ours(self, running: list[_Running]) -> _Running | None:
         return next((one for one in running if tagged(one.name) == tagged(self._model)), None)
 
-    def _holding(self, ours: _Running | None, running: list[_Running]) -> HeldElsewhere:
-        return HeldElsewhere(self._in_memory(ours) if ours is not None else 0, self._taking(running))
+    def _ours_bytes(self, running: list[_Running]) -> int:
+        """What stands under our name; what stands under another's is counted there, and only there."""
+        ours = self._ours(running)
+        return self._in_memory(ours) if ours is not None else 0
+
+    def _holding(self, running: list[_Running]) -> HeldElsewhere:
+        return HeldElsewhere(self._ours_bytes(running), self._taking(running))
 
     def _taking(self, running: list[_Running]) -> list[RunningModel]:
         """What takes this device's memory of all that the server has in memory."""

@@ -4,12 +4,13 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from h2qd.wire.workers import Generate, RemoteTarget, Sampler
 from h2qd.worker.engine import EngineError, Said
 from h2qd.worker.remote.address import is_refused
-from h2qd.worker.remote.errors import RemoteError, refused
+from h2qd.worker.remote.errors import RemoteError, failed_midway, refused
 from h2qd.worker.remote.pace import Pace, span_s
 from h2qd.worker.remote.reply import Reply, chosen
 from h2qd.worker.remote.retry import TRIES_MAX, WAIT_S_MAX, Retries
@@ -175,14 +176,38 @@ def test_what_does_not_say_that_it_may_pass_is_not_tried_again(error: Exception)
         (400, b'{"error":"the prompt is longer than the context length currently available"}', "context_overflow"),
         (500, b'{"error":"the input length exceeds the context length"}', "generation_failed"),
         (400, b'{"detail":[{"loc":["body"]}]}', "remote_failed"),
+        (
+            400,
+            b'{"error":"{\\"error\\":{\\"message\\":\\"m\\",\\"type\\":\\"exceed_context_size_error\\"}}"}',
+            "context_overflow",
+        ),
+        (400, b'{"error":"{\\"error\\":{\\"type\\":\\"exceed_context_size_error\\"}}"}', "remote_failed"),
+        (400, b'{"error":"' + b"[" * 60_000 + b'"}', "remote_failed"),
         (401, b"", "remote_failed"),
         (429, b"", "queue_full"),
+        (501, b'{"error":"This server does not support embeddings."}', "unsupported"),
+        (500, b'{"error":"image input is not supported - hint: you may need the mmproj"}', "unsupported"),
+        (500, b'{"error":{"message":"image input is not supported","type":"server_error"}}', "unsupported"),
         (503, b"", "queue_full"),
         (502, b"<html>", "generation_failed"),
     ],
 )
 def test_refusals(status: int, body: bytes, code: str) -> None:
     assert refused(status, body).code == code
+
+
+def test_an_error_object_within_an_error_speaks_for_itself() -> None:
+    runner = '{"error":{"code":400,"message":"cannot resolve $ref","type":"invalid_request_error"}}'
+    for error in (runner, {"message": runner, "type": "invalid_request_error"}):
+        told = refused(400, msgspec.json.encode({"error": error})).message
+        assert told == "the server answered 400: cannot resolve $ref"
+    assert failed_midway(runner).message == "the server gave its answer up: cannot resolve $ref"
+    assert failed_midway("{it broke").message == "the server gave its answer up: {it broke"
+
+
+@pytest.mark.parametrize(("status", "away"), [(400, False), (408, True), (500, True), (501, False), (503, True)])
+def test_what_may_be_so_for_all_that_a_server_is_asked(status: int, away: bool) -> None:
+    assert refused(status, b"").away is away
 
 
 def test_a_refusal_is_bounded_and_harmless_to_a_terminal() -> None:
