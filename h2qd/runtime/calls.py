@@ -5,6 +5,7 @@ of life at least each `HEARTBEAT_MS`; that is also how a client that went away i
 models. Invariant: each call ends exactly once, and its id is free again after that.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Call:
     changes, which it does when another model is asked: `fallbacks` are those left to ask, `until` when all must end,
     `begins_by` when this one must have begun to answer; it is `late` when it had not.
     A request that a worker serves carries its `order` from the start, and the worker's `result` at the end. A part of
-    another call has `on_end`, which hears its reply or error in the client's place.
+    another call has `on_end`, which hears its reply or error in the client's place. `alarm` rings at its deadline.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Call:
     streaming: bool = False
     credit: int = 0
     deadline: float | None = None
+    alarm: asyncio.TimerHandle | None = None
     until: float | None = None
     begins_by: float | None = None
     late: bool = False
@@ -171,6 +173,8 @@ class Calls:
 
     def _close(self, call: Call, outcome: str) -> None:
         call.ended = True
+        if call.alarm is not None:
+            call.alarm.cancel()
         del self._calls[call.number]
         if call.on_end is None:
             mine = self._by_id[call.client.number]

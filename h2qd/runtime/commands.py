@@ -5,6 +5,7 @@ A handler that only looks answers at once from the state; one that wants somethi
 never before the size check. A handler that fails by our own defect answers `internal`; details go to the log.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -48,6 +49,7 @@ log = get_logger()
 
 _CANCELLED = Fault("cancelled", "cannot go on: the request was cancelled")
 _GONE = Fault("cancelled", "cannot go on: the client went away")
+_TOO_LATE = Fault("deadline_exceeded", "cannot finish the request: its deadline passed")
 
 CAPABILITIES = (
     "stream",
@@ -172,6 +174,8 @@ class Commands:
             log.exception("request.defect", request=call.name, op=call.op)
             if not call.ended:
                 self._calls.error(call, defect(call))
+        if call.deadline is not None and not call.ended:
+            call.alarm = asyncio.get_running_loop().call_at(call.deadline, self._late, call)
 
     def _decode(self, client: Client, request: Request, body: bytes) -> m.Ask:
         """The body of a command that the client may use. Raises `WireError`."""
@@ -199,11 +203,14 @@ class Commands:
         elif not self._jobs.give_up(call, fault):
             self._supervisor.post(RequestAbandoned(now(), call.number, fault))
 
+    def _late(self, call: Call) -> None:
+        """The deadline passed; that of a claim on a model has gone to the core, that of a swarm to its parts."""
+        if call.deadline is not None:
+            self._end(call, _TOO_LATE)
+
     def beat(self) -> None:
-        """Give every call in flight a sign of life, and end those whose deadline passed outside of the core."""
+        """Give every call in flight a sign of life."""
         for call in self._calls:
-            if call.deadline is not None and now() > call.deadline:
-                self._end(call, Fault("deadline_exceeded", "cannot finish the request: its deadline passed"))
             self._claims.look(call)
             if not call.ended:
                 self._tell_progress(call)

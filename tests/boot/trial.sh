@@ -99,7 +99,7 @@ usermod -aG h2qd ann
 says "and then who admits users" "access:" su ann -c "h2qctl status"
 echo "nonsense: 1" >> /etc/h2qd/h2qd.yaml
 systemctl restart h2qd
-says "a mistake in the configuration is told with its line" "h2qd.yaml:10: .*nonsense" journalctl -u h2qd -o cat --no-pager -n 20
+says "a mistake in the configuration is told with its line" "h2qd.yaml:8: .*nonsense" journalctl -u h2qd -o cat --no-pager -n 20
 sleep 5
 check "and not tried again" is ActiveState failed
 echo "trial: end"
