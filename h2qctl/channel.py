@@ -31,6 +31,7 @@ GRACE_S = 0.5
 SETTLE_S = 1.0
 """How long a closing client waits for the ends of the calls that it cancelled."""
 
+_POLLIN = int(zmq.POLLIN)
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 LOSSES = (
     _REFUSED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -172,10 +173,9 @@ class Channel:
         """Feed all that has arrived."""
         heard: list[Call] = []
         for _ in range(_MESSAGES_PER_LOOK_MAX):
-            try:
-                call = self._talk.feed(self._socket.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN:  # cheaper than to be refused
                 break
+            call = self._talk.feed(self._socket.recv_multipart(zmq.NOBLOCK))
             if call is not None:
                 heard.append(call)
         return heard
