@@ -15,15 +15,12 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from h2qd.wire.limits import TEXTS_MAX
 from h2qd.wire.names import shown, tagged
 from h2qd.wire.workers import (
-    DIMENSIONS_MAX,
     REMOTE_MODELS_MAX,
     RUNNING_MAX,
     ChosenToken,
@@ -44,10 +41,22 @@ from h2qd.worker.remote import turns
 from h2qd.worker.remote.dialect import check_vectors, schema, text_only
 from h2qd.worker.remote.errors import RemoteError, broken_off, failed_midway, nonsense
 from h2qd.worker.remote.ndjson import Lines
+from h2qd.worker.remote.ollama_answers import (
+    AllRunning,
+    Chosen,
+    Model,
+    Models,
+    Part,
+    Pulled,
+    Running,
+    Shown,
+    Vectors,
+    Version,
+)
 from h2qd.worker.remote.pieces import ended, pieces
 from h2qd.worker.remote.reply import Reply, chosen, likely
 from h2qd.worker.remote.server import Server, decoded
-from h2qd.worker.remote.weights import Shown, Weights
+from h2qd.worker.remote.weights import Weights
 
 LOAD_S_MAX = 600.0
 """A large model from a slow disk; Ollama itself gives up after 5 minutes without progress."""
@@ -68,100 +77,6 @@ _FAILED = 500
 _NS_PER_MS = 1e6
 _PARAMETERS = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([KMBT]?)")
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
-
-
-# --- the shapes of answers; what is not named here is passed over ---------------------------------------------------
-
-
-class _Version(msgspec.Struct):
-    version: str
-
-
-class _Details(msgspec.Struct):
-    family: str = ""
-    parameter_size: str = ""
-    quantization_level: str = ""
-    context_length: _Count = 0
-
-
-class _Model(msgspec.Struct):
-    name: str
-    size: _Count = 0
-    details: _Details = msgspec.field(default_factory=_Details)
-    capabilities: list[str] | None = None
-
-
-class _Models(msgspec.Struct):
-    models: list[_Model]
-
-
-class _Running(msgspec.Struct):
-    name: str
-    digest: str = ""
-    size: _Count = 0
-    size_vram: _Count = 0
-    context_length: _Count = 0
-
-
-class _AllRunning(msgspec.Struct):
-    models: list[_Running] | None = None
-
-
-class _Likely(msgspec.Struct):
-    token: str
-    logprob: float
-
-
-class _Chosen(_Likely):
-    top_logprobs: list[_Likely] | None = None
-
-
-class _Function(msgspec.Struct):
-    name: str = ""
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Call(msgspec.Struct):
-    """All of a call."""
-
-    id: str = ""
-    function: _Function = msgspec.field(default_factory=_Function)
-
-
-class _Message(msgspec.Struct):
-    content: str = ""
-    thinking: str = ""
-    tool_calls: list[_Call] | None = None
-
-
-class _Part(msgspec.Struct):
-    """A line of an answer: of a chat (`message`), a completion (`response`), or an error that came midway."""
-
-    message: _Message | None = None
-    response: str = ""
-    thinking: str = ""
-    done: bool = False
-    done_reason: str = ""
-    prompt_eval_count: _Count = 0
-    prompt_eval_duration: _Count = 0
-    eval_count: _Count = 0
-    eval_duration: _Count = 0
-    logprobs: list[_Chosen] | None = None
-    error: str | None = None
-
-
-class _Vectors(msgspec.Struct):
-    embeddings: Annotated[list[Annotated[list[float], Meta(max_length=DIMENSIONS_MAX)]], Meta(max_length=TEXTS_MAX)]
-    prompt_eval_count: _Count = 0
-
-
-class _Pulled(msgspec.Struct):
-    status: str = ""
-    digest: str = ""
-    total: _Count = 0
-    completed: _Count = 0
-    error: str | None = None
 
 
 class Ollama:
@@ -184,7 +99,7 @@ class Ollama:
         """Have the server load the model, and see in /api/ps that it did."""
         start_s = time.monotonic()
         self._model, self._ctx = order.path, order.ctx
-        await self.server.look("/api/version", _Version)
+        await self.server.look("/api/version", Version)
         try:
             await self._have_loaded()
         except RemoteError as error:
@@ -203,8 +118,8 @@ class Ollama:
 
     async def list_models(self) -> Listed:
         """All models that the server has on disk."""
-        version = (await self.server.look("/api/version", _Version)).version
-        found = (await self.server.look("/api/tags", _Models)).models
+        version = (await self.server.look("/api/version", Version)).version
+        found = (await self.server.look("/api/tags", Models)).models
         models = [_model(one) for one in found if len(one.name) <= _NAME_CHARS_MAX]
         running = self._taking(await self._running()) if self._shares_memory() else []
         return Listed(models[:REMOTE_MODELS_MAX], shown(version, 64), running)
@@ -220,7 +135,7 @@ class Ollama:
             patience_s = max(_PULL_S, self.server.target.read_s)
             async with aclosing(pieces(answer, Lines(), patience_s)) as lines:
                 async for line in lines:
-                    told = decoded(line, _Pulled)
+                    told = decoded(line, Pulled)
                     if told.error is not None:
                         raise RemoteError("remote_failed", f"the server cannot pull: {shown(told.error, 500)}")
                     done = done or told.status == "success"
@@ -248,7 +163,7 @@ class Ollama:
         read_s = self.server.target.read_s
         async with self.server.stream(path, body) as answer, aclosing(pieces(answer, Lines(), read_s)) as lines:
             async for line in lines:
-                part = decoded(line, _Part)
+                part = decoded(line, Part)
                 if part.error is not None:
                     raise failed_midway(part.error)
                 _heard(part, reply)
@@ -261,7 +176,7 @@ class Ollama:
         """Vectors."""
         start_s = time.monotonic()
         body = self._body(input=order.texts, truncate=order.truncate)
-        found = await self.server.ask("/api/embed", body, _Vectors)
+        found = await self.server.ask("/api/embed", body, Vectors)
         check_vectors(found.embeddings, len(order.texts))
         took_ms = (time.monotonic() - start_s) * 1000
         return Embedded(order.request, found.embeddings, "unknown", found.prompt_eval_count, 0, took_ms)
@@ -286,7 +201,7 @@ class Ollama:
         """Ask for the unload, then look until the model is gone, or `UNLOAD_S_MAX`: somebody else may be using it."""
         async with self._turn:
             give_up_s = time.monotonic() + UNLOAD_S_MAX
-            await self.server.ask("/api/generate", self._farewell(), _Part)
+            await self.server.ask("/api/generate", self._farewell(), Part)
             while True:
                 running = await self._running()
                 self._holds = await self._there(running) is not None
@@ -326,9 +241,9 @@ class Ollama:
     async def _touch(self, head_s: float) -> None:
         """Have the model loaded, or the lease of one that is there renewed, and nothing else."""
         if self._embeds_only:
-            await self.server.ask("/api/embed", self._body(input=[]), _Vectors, head_s=head_s)
+            await self.server.ask("/api/embed", self._body(input=[]), Vectors, head_s=head_s)
         else:
-            await self.server.ask("/api/generate", self._body(prompt="", stream=False), _Part, head_s=head_s)
+            await self.server.ask("/api/generate", self._body(prompt="", stream=False), Part, head_s=head_s)
 
     def _body(self, **fields: object) -> dict[str, Any]:
         """A request about the model: `fields`, and what must be the same in all."""
@@ -378,10 +293,10 @@ class Ollama:
         setting = self.server.target.shares_memory
         return setting == "true" or (setting == "auto" and self.server.transport.is_this_device)
 
-    async def _running(self) -> list[_Running]:
-        return (await self.server.look("/api/ps", _AllRunning)).models or []
+    async def _running(self) -> list[Running]:
+        return (await self.server.look("/api/ps", AllRunning)).models or []
 
-    async def _there(self, running: list[_Running]) -> _Running | None:
+    async def _there(self, running: list[Running]) -> Running | None:
         """What our requests are answered with: our model, or another name's that has the same weights."""
         if (ours := self._ours(running)) is not None:
             return ours
@@ -390,34 +305,34 @@ class Ollama:
                 return one
         return None
 
-    def _ours(self, running: list[_Running]) -> _Running | None:
+    def _ours(self, running: list[Running]) -> Running | None:
         return next((one for one in running if tagged(one.name) == tagged(self._model)), None)
 
-    def _ours_bytes(self, running: list[_Running]) -> int:
+    def _ours_bytes(self, running: list[Running]) -> int:
         """What stands under our name; what stands under another's is counted there, and only there."""
         ours = self._ours(running)
         return self._in_memory(ours) if ours is not None else 0
 
-    def _holding(self, running: list[_Running]) -> HeldElsewhere:
+    def _holding(self, running: list[Running]) -> HeldElsewhere:
         return HeldElsewhere(self._ours_bytes(running), self._taking(running))
 
-    def _taking(self, running: list[_Running]) -> list[RunningModel]:
+    def _taking(self, running: list[Running]) -> list[RunningModel]:
         """What takes this device's memory of all that the server has in memory."""
         taking = [RunningModel(one.name, self._in_memory(one)) for one in running if len(one.name) <= _NAME_CHARS_MAX]
         return [one for one in taking if one.size_bytes][:RUNNING_MAX]
 
-    def _in_memory(self, model: _Running) -> int:
+    def _in_memory(self, model: Running) -> int:
         """What of a model is not in a GPU's own memory."""
         return model.size if self.server.target.gpu_shares_memory else max(0, model.size - model.size_vram)
 
 
-def _device(model: _Running) -> str:
+def _device(model: Running) -> str:
     if model.size_vram <= 0:
         return "cpu"
     return "gpu" if model.size_vram >= model.size else "cpu+gpu"
 
 
-def _model(one: _Model) -> RemoteModel:
+def _model(one: Model) -> RemoteModel:
     size = _PARAMETERS.fullmatch(one.details.parameter_size.upper())
     return RemoteModel(
         one.name,
@@ -430,14 +345,14 @@ def _model(one: _Model) -> RemoteModel:
     )
 
 
-def _logprobs(told: list[_Chosen] | None) -> list[ChosenToken]:
+def _logprobs(told: list[Chosen] | None) -> list[ChosenToken]:
     return [
         chosen(one.token, one.logprob, (likely(other.token, other.logprob) for other in one.top_logprobs or []))
         for one in told or []
     ]
 
 
-def _heard(part: _Part, reply: Reply) -> None:
+def _heard(part: Part, reply: Reply) -> None:
     """Tell what a line holds. Raises `RemoteError`."""
     if part.message is None:
         reply.text(part.response, _logprobs(part.logprobs), part.thinking)
@@ -449,7 +364,7 @@ def _heard(part: _Part, reply: Reply) -> None:
         reply.call(None, call.id, call.function.name, bytes(call.function.arguments).decode("utf-8", "replace"))
 
 
-def _ended(part: _Part, reply: Reply) -> Generated:
+def _ended(part: Part, reply: Reply) -> Generated:
     """The last line's figures. What the load took, where the model had gone, is time before the first token."""
     return reply.end(
         "length" if part.done_reason == "length" else "stop",

@@ -5,30 +5,12 @@ Modelfile of /api/show tells that they are the same. Called by `ollama`. Decides
 Invariant: a server is asked once for each model that runs and is not known by its digest.
 """
 
-import re
-
-import msgspec
-
 from h2qd.wire.workers import RUNNING_MAX
 from h2qd.worker.remote.errors import RemoteError
+from h2qd.worker.remote.ollama_answers import Shown
 from h2qd.worker.remote.server import Server
 
-_FROM = re.compile(r"^FROM (.+)$", re.MULTILINE)
 _NO_SUCH_MODEL = 404
-
-
-class Shown(msgspec.Struct):
-    """What /api/show tells of a model. One that has a `remote_host` runs there, and holds no memory here."""
-
-    capabilities: list[str] | None = None
-    modelfile: str = ""
-    remote_host: str = ""
-
-    @property
-    def weights(self) -> str:
-        """The file, by its name there; empty where it is not told."""
-        found = _FROM.search(self.modelfile)
-        return found[1] if found is not None else ""
 
 
 class Weights:
