@@ -13,6 +13,7 @@ from h2qd.worker.engine import Said
 from h2qd.worker.remote import ollama, openai
 from h2qd.worker.remote.errors import RemoteError, refused
 from h2qd.worker.remote.ndjson import Lines
+from h2qd.worker.remote.ollama_answers import Part
 from h2qd.worker.remote.pace import span_s
 from h2qd.worker.remote.reply import Reply
 from h2qd.worker.remote.server import decoded
@@ -165,7 +166,7 @@ def test_any_line_is_understood_or_refused(line: object) -> None:
     said: list[Said] = []
     reply = Reply(Generate(1, 4, Sampler(), prompt="", logprobs=3), said.append)
     with suppress(RemoteError):
-        part = decoded(msgspec.json.encode(line), ollama._Part)
+        part = decoded(msgspec.json.encode(line), Part)
         ollama._heard(part, reply)
         said.append(ollama._ended(part, reply))
     assert_sayable(said)
