@@ -1,4 +1,4 @@
-"""`h2qctl chat`: a conversation on a terminal, or one message from a pipe; `--session` goes on with one."""
+"""`h2qctl chat`: a conversation on a terminal, or one message given or from a pipe; `--session` goes on with one."""
 
 import argparse
 import contextlib
@@ -22,6 +22,7 @@ SUMMARY = "talk with a model"
 EXAMPLES = (
     "h2qctl chat",
     "h2qctl chat gemma3 --system 'Answer briefly.'",
+    "h2qctl chat gemma3 'Who are you?'",
     "h2qctl chat --session trip",
     "echo 'Who are you?' | h2qctl chat",
     "echo 'What is on it?' | h2qctl chat box/gemma3:4b --image photo.jpg",
@@ -35,6 +36,7 @@ _HELP = "Ctrl-C stops an answer; /clear forgets the conversation; /exit or Ctrl-
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the active model, or the session's, when absent")
+    parser.add_argument("message", metavar="MESSAGE", nargs="?", help="what to say, once, instead of stdin")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
     parser.add_argument("--no-stream", action="store_true", help="print an answer when it is whole (from a pipe)")
     parser.add_argument("-v", "--figures", action="store_true", help="tokens and times, on stderr")
@@ -43,19 +45,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(client: Client, args: argparse.Namespace, out: Output) -> int:
-    """Talk until the user leaves, or answer what stdin holds."""
+    """Talk until the user leaves, or answer the one message that is given, or that stdin holds."""
     options = abilities.options(args)
     if args.tool_result and args.session is None:
         why = "cannot tell what came of a call: without a session there is no answer that made it"
         raise H2qError("invalid_request", why, "h2qctl chat --session NAME --tools FILE --tool-result ID=FILE")
     if args.tool_result and args.image:
         raise H2qError("invalid_request", "cannot show an image with results of calls", "show it with a message")
+    if args.tool_result and args.message is not None:
+        raise H2qError("invalid_request", "cannot say something with results of calls", "say it after the answer")
     with contextlib.ExitStack() as leaving:
         if args.session is not None:
             leaving.enter_context(turns.held(args.session))
         talk = _Talk(client, args, out, options)
         if args.tool_result:
             talk.once(talk.outcomes(args.tool_result))
+        elif args.message is not None:
+            talk.once([talk.said(args.message)])
         elif sys.stdin.isatty() and out.terminal and not out.json:
             talk.go()
         else:

@@ -153,6 +153,14 @@ def test_chat_from_a_pipe_is_one_message(daemon: ScriptedDaemon) -> None:
     ]
 
 
+def test_chat_says_a_message_that_is_given(daemon: ScriptedDaemon) -> None:
+    assert tool(daemon.path, "chat", "gemma3", "Hi there", stdin="not read").stdout == "a b c\n"
+    body = daemon.heard("infer.chat").body
+    assert (body.model, body.messages) == ("gemma3", [m.ChatMessage("user", "Hi there")])
+    both = tool(daemon.path, "chat", "gemma3", "Hi", "--session", "trip", "--tool-result", "a=-", stdin="no")
+    assert (both.returncode, "cannot say something with results" in both.stderr) == (2, True)
+
+
 def test_a_dry_run_shows_the_plan_and_loads_nothing(daemon: ScriptedDaemon) -> None:
     ran = tool(daemon.path, "load", "gemma3", "--ctx", "4096", "--dry-run")
     assert ran.returncode == 0
