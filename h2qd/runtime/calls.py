@@ -35,9 +35,10 @@ class Call:
 
     `name` is what people call it: `ps` shows it, `cancel` takes it, the log carries it. It stays while the number
     changes, which it does when another model is asked: `fallbacks` are those left to ask, `until` when all must end,
-    `begins_by` when this one must have begun to answer; it is `late` when it had not.
+    and this one was `late` if it had not begun to answer in time.
     A request that a worker serves carries its `order` from the start, and the worker's `result` at the end. A part of
-    another call has `on_end`, which hears its reply or error in the client's place. `alarm` rings at its deadline.
+    another call has `on_end`, which hears its reply or error in the client's place. `alarm` rings at its
+    deadline, or where another model is to be asked.
     """
 
     number: int
@@ -54,7 +55,6 @@ class Call:
     deadline: float | None = None
     alarm: asyncio.TimerHandle | None = None
     until: float | None = None
-    begins_by: float | None = None
     late: bool = False
     fallbacks: tuple[str, ...] = ()
     asked: str = ""
@@ -67,6 +67,12 @@ class Call:
     prefilled: float = 0.0
     on_end: Callable[[Struct], None] | None = None
     notes: dict[str, object] = field(default_factory=dict)
+
+    def silence(self) -> None:
+        """Nothing is to happen at a time of its own any more."""
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
 
     @property
     def text(self) -> TextOutlet | None:
@@ -173,8 +179,7 @@ class Calls:
 
     def _close(self, call: Call, outcome: str) -> None:
         call.ended = True
-        if call.alarm is not None:
-            call.alarm.cancel()
+        call.silence()
         del self._calls[call.number]
         if call.on_end is None:
             mine = self._by_id[call.client.number]

@@ -160,18 +160,21 @@ class Claims:
             if not self.fall_back(call, refusal.fault):
                 raise
 
-    def look(self, call: Call) -> None:
-        """Have a call given up where its model takes too long to begin an answer, so that the next one is asked."""
-        if call.begins_by is None or now() < call.begins_by or _has_begun(call) or call.ended:
+    def _give_up(self, call: Call) -> None:
+        """A model has taken too long to begin its answer: the next one is asked."""
+        if _has_begun(call):
             return
-        call.begins_by, call.late = None, True
+        call.late = True
         why = f"cannot wait longer for {call.model} to begin: its fallback is asked"
         self._supervisor.post(RequestAbandoned(now(), call.number, Fault("deadline_exceeded", why)))
 
     def _be_patient(self, call: Call, model: str) -> None:
         """From now on a model has so long to begin, if there is somebody else to ask."""
+        call.silence()
+        call.late = False
         after_s = self._fallback_after_s(model) if call.fallbacks else None
-        call.begins_by, call.late = None if after_s is None else now() + after_s, False
+        if after_s is not None:
+            call.alarm = asyncio.get_running_loop().call_later(after_s, self._give_up, call)
 
     def _lack(self, model: str, order: Task) -> Fault | None:
         """Why a model cannot work on an order, as far as that is known before it is loaded."""

@@ -211,8 +211,7 @@ class Commands:
     def beat(self) -> None:
         """Give every call in flight a sign of life."""
         for call in self._calls:
-            self._claims.look(call)
-            if not call.ended:
+            if not call.ended:  # its client may have been found gone meanwhile
                 self._tell_progress(call)
 
     # --- looking ----------------------------------------------------------------------------------
