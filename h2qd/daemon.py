@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -234,7 +235,8 @@ class Daemon:
         log.info("daemon.ready", socket=config.socket.path, s=round(time.monotonic() - self._began, 3), pid=self._pid)
         for name in exposed(config.remotes):
             log.warning("remote.key_in_plain", remote=name, url=config.remotes[name].url)
-        self._followers = [self._loop.create_task(self._remotes.follow(name)) for name in config.remotes]
+        for name in config.remotes:
+            self._follow(self._remotes.follow(name))
         starting = self._loop.create_task(self._finish_start())
         try:
             await self._ended.wait()
@@ -258,6 +260,12 @@ class Daemon:
         except (SocketInUseError, OSError, zmq.ZMQError) as error:
             raise StartError(f"cannot listen on {socket.path}: {error}") from error
 
+    def _follow(self, work: Coroutine[None, None, None]) -> None:
+        """Have work of the daemon's own go on until its end; a defect that ends it sooner is told when it does."""
+        task = self._loop.create_task(work)
+        task.add_done_callback(_tell_defect)
+        self._followers.append(task)
+
     async def _finish_start(self) -> None:
         """Register what the configuration names and is not known yet; then load what was active last."""
         try:
@@ -265,7 +273,8 @@ class Daemon:
             memory = await self._loop.run_in_executor(self._disk, self._registry.recall)
             await self._restoration.begin(memory)
             self._serving()
-            await asyncio.gather(self._restoration.finish(memory), self._named.follow())
+            self._follow(self._named.follow())
+            await self._restoration.finish(memory)
         except Exception:  # the models that are there can be served all the same
             log.exception("daemon.start_defect")
         finally:
@@ -386,6 +395,11 @@ class Daemon:
 
     def _access(self, uid: int) -> Access | None:
         return self._config.access.level(uid, os.getuid())
+
+
+def _tell_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("daemon.follower_defect", exc_info=error)
 
 
 def run(config: Config, *, checks: bool = False) -> None:
