@@ -232,9 +232,11 @@ class Remotes:
         if len(wanted) > MODELS_MAX:
             log.warning("remote.too_many_models", remote=name, models=len(wanted), registered=MODELS_MAX)
         found = {}
+        shares = shares_memory(remote)
         for model in wanted[:MODELS_MAX]:
             alias = aliases.get(tagged(model.name))
-            manifest = _manifest(name, remote, model, f"{name}/{alias}" if alias else local_name(name, model.name))
+            ours = f"{name}/{alias}" if alias else local_name(name, model.name)
+            manifest = _manifest(name, remote.type, model, ours, shares=shares)
             if manifest.name in found or name_fault(manifest.name):
                 log.warning("remote.model_skipped", remote=name, model=shown(model.name))
                 continue
@@ -278,25 +280,26 @@ def local_name(remote: str, name: str) -> str:
     return "/".join((remote, *(re.sub(r"\.{2,}", ".", part) for part in parts if part)))
 
 
-def _manifest(remote_name: str, remote: Remote, model: RemoteModel, name: str) -> Manifest:
+def _manifest(server: str, kind: str, model: RemoteModel, name: str, *, shares: bool) -> Manifest:
+    """Of a server's model, which is `name` here. `shares`: what the server loads takes this device's memory."""
     facts = m.ModelFacts(
-        format=remote.type,
+        format=kind,
         architecture=model.family,
         title=model.name,
         quantization=model.quantization,
         parameters=model.parameters,
         file_bytes=model.size_bytes,
-        tensor_bytes=model.size_bytes if shares_memory(remote) else 0,
+        tensor_bytes=model.size_bytes if shares else 0,
         context_length=model.context_length,
     )
     return Manifest(
         name=name,
         path=model.name,
-        backend=remote.type,
+        backend=kind,
         sha256="",
         identity=[],
         facts=facts,
         imported_at_ms=round(time.time() * 1000),
         source="remote",
-        remote=remote_name,
+        remote=server,
     )

@@ -26,8 +26,10 @@ Piece = Annotated[str, Meta(max_length=4096)]
 Logarithm = Annotated[float, Meta(ge=-1e12, le=0)]
 
 REMOTE_MODELS_MAX = 10_000
-RUNNING_MAX = 256
 """Models of one server."""
+
+RUNNING_MAX = 256
+"""Of those, the ones in memory at a time."""
 
 DIMENSIONS_MAX = 65536
 """Of a vector that a text is turned into."""
