@@ -4,12 +4,14 @@ Called by the engines, which know what is in a file; `h2qd.sessions` knows the f
 none, and says so in the log: sessions are worth a prefill, not a load.
 """
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from h2qd.sessions.folder import Folder
 from h2qd.sessions.record import RecordError, check_sha256, split_key
-from h2qd.wire.workers import LoadModel
+from h2qd.wire.workers import LoadModel, SessionsSaved
 from h2qd.worker import journal
 from h2qd.worker.engine import EngineError
 
@@ -32,6 +34,14 @@ def open_disk(order: LoadModel) -> Disk | None:
     except (OSError, RecordError) as error:
         journal.record("sessions.folder_unusable", error)
         return None
+
+
+def told(done: Sequence[int | str], start_s: float) -> SessionsSaved:
+    """What came of saving since `start_s`: of each session the size of its file, or why there is none."""
+    sizes = [one for one in done if isinstance(one, int)]
+    reasons = [one for one in done if isinstance(one, str)]
+    took_ms = (time.perf_counter() - start_s) * 1000
+    return SessionsSaved(len(sizes), len(reasons), sum(sizes), took_ms, reasons[0] if reasons else "")
 
 
 def remove(disk: Disk, key: str) -> None:

@@ -21,7 +21,7 @@ from h2qd.sessions.folder import FolderError
 from h2qd.sessions.record import Record, RecordError, check, read
 from h2qd.wire.workers import SessionsSaved
 from h2qd.worker import journal
-from h2qd.worker.disk import Disk, remove
+from h2qd.worker.disk import Disk, remove, told
 from h2qd.worker.llama import log
 from h2qd.worker.llama.adapters import Used
 from h2qd.worker.llama.context import STATE_HEAD, TOKEN_BYTES, Cache, Context
@@ -148,14 +148,11 @@ class Sessions:
         newer, disk = self._newer(), self._disk
         start_s = time.perf_counter()
         done = [] if disk is None else [self._write(disk, cache, held.key, durable=True) for cache, held in newer]
-        reasons = [size for size in done if isinstance(size, str)]
         for (cache, held), size in zip(newer, done, strict=True):
             held.newer = False
             if isinstance(size, str):
                 del self._held[cache.sequence]
-        sizes = [size for size in done if isinstance(size, int)]
-        took_ms = (time.perf_counter() - start_s) * 1000
-        return SessionsSaved(len(sizes), len(reasons), sum(sizes), took_ms, reasons[0] if reasons else "")
+        return told(done, start_s)
 
     def forget(self, key: str) -> None:
         """Keep nothing of this session: its cells are anybody's, its file goes."""

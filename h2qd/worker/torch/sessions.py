@@ -15,7 +15,7 @@ from h2qd.sessions.folder import FolderError
 from h2qd.sessions.record import Record, RecordError, check, read
 from h2qd.wire.workers import SessionsSaved
 from h2qd.worker import journal
-from h2qd.worker.disk import Disk, remove
+from h2qd.worker.disk import Disk, remove, told
 from h2qd.worker.placement import common
 from h2qd.worker.torch.cache import Cells
 from h2qd.worker.torch.libraries import torch, transformers
@@ -120,20 +120,14 @@ class Sessions:
 
     def save(self) -> SessionsSaved:
         """Write what is newer than the disk, to stay. What cannot be written is nobody's from now on."""
+        newer, disk = self._newer(), self._disk
         start_s = time.perf_counter()
-        sizes: list[int] = []
-        reasons: list[str] = []
-        for slot in self._newer():
-            assert self._disk is not None  # noqa: S101 - without one, nothing is newer
-            size = self._write(self._disk, slot, durable=True)
+        done = [] if disk is None else [self._write(disk, slot, durable=True) for slot in newer]
+        for slot, size in zip(newer, done, strict=True):
             slot.newer = False
-            if isinstance(size, int):
-                sizes.append(size)
-            else:
-                reasons.append(size)
+            if isinstance(size, str):
                 slot.session = ""
-        took_ms = (time.perf_counter() - start_s) * 1000
-        return SessionsSaved(len(sizes), len(reasons), sum(sizes), took_ms, reasons[0] if reasons else "")
+        return told(done, start_s)
 
     def forget(self, key: str) -> None:
         """Keep nothing of this session: its cells are anybody's, its file goes."""
