@@ -8,6 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from h2qd.gguf.reader import read_header
+from h2qd.wire.workers import AdapterFile
 
 ALL = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 RANK = 4
@@ -44,3 +45,8 @@ def write_adapter(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def adapter_file(name: str, path: Path) -> AdapterFile:
+    """What a load is told of the adapter at `path`."""
+    return AdapterFile(name, str(path), path.stat().st_size)

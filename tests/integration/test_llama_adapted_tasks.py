@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from h2qd.wire.workers import (
-    AdapterFile,
     Embedded,
     EmbedTexts,
     GenerationFailed,
@@ -24,7 +23,7 @@ from h2qd.wire.workers import (
 )
 from h2qd.worker.engine import Beat, EngineError, Said
 from tests import architectures
-from tests.adapters import write_adapter
+from tests.adapters import adapter_file, write_adapter
 
 LlamaEngine = pytest.importorskip("h2qd.worker.llama.engine").LlamaEngine
 raw_llama = pytest.importorskip("tests.raw_llama")
@@ -52,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(folder: Path, kind: str, share: int = 512) -> Any:
     names = ("polite", "rude")
-    files = [AdapterFile(name, str(path := folder / f"{kind}-{name}.gguf"), path.stat().st_size) for name in names]
+    files = [adapter_file(name, folder / f"{kind}-{name}.gguf") for name in names]
     order = LoadModel(
         "llama",
         str(folder / f"{kind}.gguf"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from h2qd.wire.workers import AdapterFile, LoadModel, ResumeModel, ScoreText
 from h2qd.worker.engine import Beat, EngineError
 from tests import architectures
-from tests.adapters import write_adapter
+from tests.adapters import adapter_file, write_adapter
 
 native = pytest.importorskip("llama_cpp").llama_cpp
 LlamaEngine = pytest.importorskip("h2qd.worker.llama.engine").LlamaEngine
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def order(folder: Path, *names: str, **options: Any) -> LoadModel:
-    files = [AdapterFile(name, str(path := folder / f"{name}.gguf"), path.stat().st_size) for name in names]
+    files = [adapter_file(name, folder / f"{name}.gguf") for name in names]
     defaults: dict[str, Any] = {"slots": SLOTS, "batch": 128, "outputs": 8, "sha256": "ab" * 32}
     return LoadModel(
         "llama",

@@ -15,7 +15,6 @@ import pytest
 
 from h2qd.gguf.reader import identity
 from h2qd.wire.workers import (
-    AdapterFile,
     DraftFile,
     LoadModel,
     ResumeModel,
@@ -24,7 +23,7 @@ from h2qd.wire.workers import (
 )
 from h2qd.worker.engine import Beat
 from tests import architectures
-from tests.adapters import write_adapter
+from tests.adapters import adapter_file, write_adapter
 
 LlamaEngine = pytest.importorskip("h2qd.worker.llama.engine").LlamaEngine
 draft_model = pytest.importorskip("h2qd.worker.llama.draft_model")
@@ -202,7 +201,7 @@ def test_nothing_is_guessed_in_company_or_where_nobody_wants_it(drafted: Any) ->
 def test_an_adapter_changes_what_it_knows_nothing_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_model, "Wager", Eager)
     path = folder / "polite.gguf"
-    files = [AdapterFile("polite", str(path), path.stat().st_size)]
+    files = [adapter_file("polite", path)]
     engine, undrafted = opened(order(folder, "copy", adapters=files))
     assert undrafted == ""
     for sampler in (SAMPLED, msgspec.structs.replace(SAMPLED, seed=8)):

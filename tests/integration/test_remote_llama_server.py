@@ -91,14 +91,7 @@ def test_a_prompt_that_is_too_long(desk: Desk) -> None:
 
 
 def test_a_cancel_frees_the_servers_slot(desk: Desk) -> None:
-    for request in range(4):
-        desk.engine.submit(prompt(request, max_tokens=1500))
-    while len([message for message in desk.engine.step() if isinstance(message, Text)]) == 0:
-        pass
-    for request in range(4):
-        desk.engine.cancel(request)
-    while desk.engine.busy:
-        desk.engine.step()
+    desk.cancel_in_mid_stream(*(prompt(request, max_tokens=1500) for request in range(4)))
     assert isinstance(desk.ask(prompt(9, max_tokens=4))[1], Generated)
 
 

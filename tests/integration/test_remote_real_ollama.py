@@ -471,14 +471,7 @@ def test_its_openai_api(idle: RealOllama, bare: Desk) -> None:
 
 
 def test_a_cancel_frees_the_servers_slot(desk: Desk) -> None:
-    for request in range(4):
-        desk.engine.submit(prompt(request, max_tokens=100_000))
-    while not any(isinstance(message, Text) for message in desk.engine.step()):
-        pass
-    for request in range(4):
-        desk.engine.cancel(request)
-    while desk.engine.busy:
-        desk.engine.step()
+    desk.cancel_in_mid_stream(*(prompt(request, max_tokens=100_000) for request in range(4)))
     assert isinstance(desk.ask(prompt(9, max_tokens=4))[1], Generated)
 
 

@@ -66,6 +66,17 @@ class Desk:
         messages = self.run(order)[order.request]
         return "".join(message.text for message in messages if isinstance(message, Text)), messages[-1]
 
+    def cancel_in_mid_stream(self, *orders: Task) -> None:
+        """Begin all of them, and give them up once one says something; until the engine is idle."""
+        for order in orders:
+            self.engine.submit(order)
+        while not any(isinstance(message, Text) for message in self.engine.step()):
+            pass
+        for order in orders:
+            self.engine.cancel(order.request)
+        while self.engine.busy:
+            self.engine.step()
+
     def fails(self, order: Task) -> GenerationFailed:
         _, last = self.ask(order)
         assert isinstance(last, GenerationFailed), last
